@@ -1,0 +1,50 @@
+# The words of the project. Everything lives in .venv here; nothing is installed anywhere else.
+#
+#   make install      a .venv with all that the tests need; costs nothing when it is up to date
+#   make quickstart   a model trained on this machine while the machine is taken away again and again
+#   make test         what CI runs: lint, types, tests
+#   make check        lint and types alone          make bench   figures for docs/benchmarks.md
+#   make e2e          tests against real services   make docs    the docs' links and commands
+#
+# Without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves some gigabytes.
+
+PYTHON ?= python3
+EXTRAS ?= train,data,dev
+# Tests start real processes: two workers on the two cores of a small machine, a file's tests on one of them.
+PYTEST_ARGS ?= -n 2 --dist loadscope
+CODE := launcher task_templates trainer serving tests
+# Named after the content, not the time, of what decides the installation: a fresh checkout changes all times.
+STAMP := .venv/installed-$(shell (cat pyproject.toml constraints.txt; echo $(EXTRAS)) | sha256sum | cut -c 1-16)
+
+.PHONY: install quickstart test check bench e2e docs
+
+install: $(STAMP)
+
+$(STAMP):
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@# torch first and by exact version: so pip takes a CPU build (2.13.0+cpu) wherever it finds one.
+	.venv/bin/python -m pip install --constraint constraints.txt torch==2.13.0
+	.venv/bin/python -m pip install --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	.venv/bin/python -m pip check
+	rm -f .venv/installed-*
+	touch $@
+
+quickstart: install
+	.venv/bin/vlaunch train --size tiny --spot --infra local --preempt-every 40s,5s --yes
+
+test: check
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+check: install
+	.venv/bin/ruff check $(CODE)
+	.venv/bin/mypy
+
+bench: install
+	@for script in tests/benchmarks/*.py; do echo "== $$script"; .venv/bin/python $$script || exit 1; done
+
+e2e: install
+	@echo "skipped: SkyPilot on two Slurm clusters (comes with part 4)"
+	@echo "skipped: S3 and GCS servers (come with part 3)"
+
+docs: install
+	.venv/bin/python -m pytest tests/docs

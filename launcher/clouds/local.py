@@ -1,0 +1,101 @@
+"""This machine as a cloud with a spot market: the same task, box program, store and recovery, no account."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from launcher.clouds.local_keeper import LOCK, PID
+from launcher.settings import state_dir
+from trainer.artifacts.layout import LOGS
+from trainer.artifacts.store import open_store
+from trainer.errors import NotReady, RunIsLive
+
+_READY_S = 30.0  # a keeper imports for half a second; longer means that it cannot start
+_LOOK_S = 0.1
+
+
+class LocalCloud:
+    """Runs looked after by a keeper process of this user on this machine."""
+
+    def home(self, run_uri: str) -> Path:
+        """What this machine remembers of a run. Nothing here is needed to resume it."""
+        digest = hashlib.sha256(run_uri.encode()).hexdigest()[:8]
+        return state_dir() / "local" / f"{run_uri.rstrip('/').rsplit('/', 1)[-1]}-{digest}"
+
+    def launch(self, run_uri: str) -> None:
+        if self.alive(run_uri):
+            raise RunIsLive(f"{run_uri} is running already", hint="vlaunch logs -f follows it")
+        home = self.home(run_uri)
+        home.mkdir(parents=True, exist_ok=True)
+        (home / PID).unlink(missing_ok=True)
+        with (home / "keeper.log").open("ab") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "launcher.clouds.local_keeper", "--run", run_uri, "--home", str(home)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # survives the terminal, and Ctrl-C in it
+            )
+        deadline = time.monotonic() + _READY_S
+        while not (home / PID).exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                last = (home / "keeper.log").read_text(errors="replace").strip().splitlines()[-1:]
+                raise NotReady(f"the keeper of the run did not start: {' '.join(last)}", hint=f"see {home}/keeper.log")
+            time.sleep(_LOOK_S)
+
+    def alive(self, run_uri: str) -> bool:
+        try:
+            with (self.home(run_uri) / LOCK).open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def stop(self, run_uri: str) -> bool:
+        if not self.alive(run_uri):
+            return False
+        try:
+            os.kill(int((self.home(run_uri) / PID).read_text()), signal.SIGTERM)
+        except (ProcessLookupError, FileNotFoundError, ValueError):
+            return False
+        return True
+
+    def logs(self, run_uri: str, *, follow: bool) -> Iterator[str]:
+        shown: dict[str, int] = {}
+        while True:
+            live = self.alive(run_uri)  # asked first: what is written before the end is still read below
+            paths = sorted(self.home(run_uri).glob("attempt-*.log"))
+            for path in paths:
+                yield from _new_lines(path, shown, to_end=not live)
+            if not paths and not live:
+                yield from _stored(run_uri)
+            if not follow or not live:
+                return
+            time.sleep(_LOOK_S)
+
+
+def _new_lines(path: Path, shown: dict[str, int], *, to_end: bool) -> Iterator[str]:
+    """Whole lines after the part already shown; an unfinished last line only at the end."""
+    with path.open("rb") as log:
+        log.seek(shown.get(path.name, 0))
+        data = log.read()
+    end = len(data) if to_end else data.rfind(b"\n") + 1
+    shown[path.name] = shown.get(path.name, 0) + end
+    yield from data[:end].decode(errors="replace").splitlines()
+
+
+def _stored(run_uri: str) -> Iterator[str]:
+    """Logs of ended attempts, from the store: this machine may be another one than it was."""
+    store = open_store(run_uri)
+    for entry in store.list(LOGS):
+        yield from store.get(entry.key).decode(errors="replace").splitlines()

@@ -1,0 +1,131 @@
+"""One machine of the local cloud: a process group with an empty disk, that can be taken away.
+
+It runs a task's setup and run as SkyPilot does on a node, with the same environment variables. What a real spot
+machine loses with its disk is lost here too: the folder is removed when the machine is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# setup and run are separate shells, as on a node: a variable set in one is not seen in the other.
+_BOOT = 'bash "$1/setup.sh" && exec bash "$1/run.sh"'
+
+
+class Machine:
+    """A running machine. Everything it starts belongs to one process group, which dies as one."""
+
+    def __init__(self, process: subprocess.Popen[bytes], disk: Path, record: Path) -> None:
+        self._process = process
+        self._disk = disk
+        self._record = record
+
+    @classmethod
+    def start(
+        cls, task: Mapping[str, Any], disk: Path, log: Path, record: Path, environment: Mapping[str, str]
+    ) -> Machine:
+        """Boot: write the scripts to an empty disk and run them. `record` survives the caller's death."""
+        shutil.rmtree(disk, ignore_errors=True)
+        (disk / "tmp").mkdir(parents=True)
+        (disk / "setup.sh").write_text(task.get("setup") or "")
+        (disk / "run.sh").write_text(task["run"])
+        with log.open("ab") as out:
+            process = subprocess.Popen(
+                ["bash", "-c", _BOOT, "machine", str(disk)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=disk,
+                env=_environment(task, disk, environment),
+                start_new_session=True,
+            )
+        made = {"pid": process.pid, "started": process_start(process.pid), "disk": str(disk)}
+        record.write_text(json.dumps(made))
+        return cls(process, disk, record)
+
+    def wait(self, timeout_s: float) -> int | None:
+        """The exit code, or None if it is still up after `timeout_s`."""
+        try:
+            return self._process.wait(max(0.0, timeout_s))
+        except subprocess.TimeoutExpired:
+            return None
+
+    def notify(self) -> None:
+        """Tell everything on it that its end is near."""
+        _signal_group(self._process.pid, signal.SIGTERM)
+
+    def destroy(self) -> int:
+        """Take it away at once, with its disk. Returns the exit code."""
+        _signal_group(self._process.pid, signal.SIGKILL)
+        code = self._process.wait()
+        self._record.unlink(missing_ok=True)
+        shutil.rmtree(self._disk, ignore_errors=True)
+        return code
+
+
+def destroy_orphan(record: Path) -> bool:
+    """Take away a machine whose keeper died. Returns whether it was still running."""
+    try:
+        made = json.loads(record.read_text())
+    except (OSError, ValueError):
+        return False
+    alive = process_start(made["pid"]) == made["started"] and made["started"] is not None
+    # The leader may be gone while others of its group live on; a group's number is not reused before they end.
+    if alive or _group_exists(made["pid"], Path(made["disk"])):
+        _signal_group(made["pid"], signal.SIGKILL)
+    record.unlink(missing_ok=True)
+    shutil.rmtree(made["disk"], ignore_errors=True)
+    return alive
+
+
+def process_start(pid: int) -> int | None:
+    """When a process was started, in clock ticks since boot: with the pid, its identity. None if there is none."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _environment(task: Mapping[str, Any], disk: Path, extra: Mapping[str, str]) -> dict[str, str]:
+    declared = {key: str(value) for key, value in (task.get("envs") or {}).items()}
+    # The interpreter of this checkout, as a node's own one: no activation needed.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {
+        **os.environ,
+        "SKYPILOT_NODE_RANK": "0",
+        "SKYPILOT_NUM_NODES": "1",
+        "SKYPILOT_NODE_IPS": "127.0.0.1",
+        **declared,
+        **extra,
+        "PATH": path,
+        "TMPDIR": str(disk / "tmp"),
+    }
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        pass
+
+
+def _group_exists(group: int, disk: Path) -> bool:
+    """Whether a process of this group still works on this disk."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            same_group = os.getpgid(int(entry.name)) == group
+            if same_group and (entry / "cwd").readlink().is_relative_to(disk):
+                return True
+        except OSError:
+            continue
+    return False

@@ -1,0 +1,33 @@
+"""`vlaunch plan`: what train would do, decided from the same request; starts nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from launcher import options
+from launcher.output import emit, say
+from launcher.train_options import Asked, train_options
+
+
+@options.verb(
+    "plan",
+    examples=("vlaunch plan --size 13 --spot --infra aws", "vlaunch plan --size 7 --method qlora --infra aws --json"),
+)
+@train_options
+@click.pass_context
+def command(ctx: click.Context, **given: Any) -> None:
+    """Hours, dollars, places in order of preference, checkpoint cadence and risks of a training run.
+
+    Prices are a dated table in the package, hours an estimate from stated assumptions.
+    """
+    from launcher.plan import make_plan
+    from launcher.report.plan import plan_dict, plan_text
+    from launcher.request import make_request
+
+    request, notes = make_request(Asked(**given))
+    for note in notes:
+        say(f"note: {note}")
+    plan = make_plan(request)
+    emit(ctx, plan_dict(plan), lambda: plan_text(plan))

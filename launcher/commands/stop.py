@@ -1,0 +1,31 @@
+"""`vlaunch stop RUN`: end a run with its work saved."""
+
+from __future__ import annotations
+
+import click
+
+from launcher import options
+from launcher.output import emit
+
+
+@options.verb("stop", examples=("vlaunch stop tiny-1120-230501", "vlaunch stop tiny-1120-230501 --json"))
+@options.run_argument
+@options.store
+@click.pass_context
+def command(ctx: click.Context, run: str, store: str) -> None:
+    """Ask a run to save and end; returns when its machine is gone. `vlaunch resume` goes on later."""
+    from datetime import UTC, datetime
+
+    from launcher.clouds.local import LocalCloud
+    from launcher.follow import wait_until_left
+    from launcher.render import run_uri
+    from launcher.runview import find_run, read_run, view
+
+    name = find_run(store, run)
+    asked = LocalCloud().stop(run_uri(store, name))
+    if asked:
+        wait_until_left(run_uri(store, name))
+    seen = view(read_run(store, name), datetime.now(UTC))
+    durable = f"durable at step {seen.durable_step}" if seen.durable_step else "nothing durable yet"
+    text = f"{name} is {seen.state.value}, {durable}" if asked else f"{name} was not running; it is {seen.state.value}"
+    emit(ctx, {**seen.as_dict(), "was_running": asked}, text)

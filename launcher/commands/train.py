@@ -1,0 +1,76 @@
+"""`vlaunch train`: from a recipe and chat logs to a model, through every preemption."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launcher import options
+from launcher.output import confirm, emit, say
+from launcher.train_options import Asked, train_options
+
+if TYPE_CHECKING:
+    from launcher.plan import Plan
+
+
+@options.verb(
+    "train",
+    examples=(
+        "vlaunch train --size tiny --spot --preempt-every 40s,5s   # the whole system on this machine",
+        "vlaunch train --size 13 --spot --infra aws --data chats.jsonl --dry-run > task.yaml",
+    ),
+)
+@train_options
+@options.dry_run
+@options.detach
+@options.yes
+@click.pass_context
+def command(ctx: click.Context, dry_run: bool, detach: bool, yes: bool, **given: Any) -> None:
+    """Train a model. The run survives its machines: each one continues where the last durable checkpoint is.
+
+    Given again with the same --name, the command goes on with that run. --dry-run prints the plan to stderr and
+    the SkyPilot task to stdout, without network and without writing anything.
+    """
+    from launcher import submit
+    from launcher.plan import make_plan
+    from launcher.render import render_train
+    from launcher.report.plan import plan_text
+    from launcher.request import make_launch, make_request
+
+    asked = Asked(**given)
+    request, notes = make_request(asked)
+    for note in notes:
+        say(f"note: {note}")
+    if dry_run:
+        plan = make_plan(request)
+        say(plan_text(plan))
+        click.echo(render_train(plan, request), nl=False)
+        return
+    submit.refuse_unsupported(request)
+    train, held_out = submit.corpus_files(asked.size if not asked.model else None, asked.data, asked.eval_data)
+    count = submit.count_corpus(train)
+    submit.say_counts(count)
+    if held_out:
+        submit.count_corpus(held_out)
+    plan = make_plan(make_request(asked, count.tokens)[0])
+    say(plan_text(plan))
+    _agree(plan, yes)
+    uri = submit.create(request, plan, make_launch(asked, plan), train, held_out)
+    submit.start(uri)
+    say(f"run {request.name} in {uri}")
+    if detach:
+        emit(ctx, {"run": request.name, "uri": uri}, f"vlaunch logs -f {request.name} follows it")
+        return
+    from launcher.follow import conclude, follow
+
+    follow(request.store, request.name)
+    conclude(ctx, request.store, request.name)
+
+
+def _agree(plan: Plan, yes: bool) -> None:
+    """Ask only where it costs money."""
+    if plan.notional:
+        return
+    usd = plan.usd_spot if plan.market == "spot" else plan.usd_on_demand
+    confirm(f"Spend about ${usd:,.2f}?", yes=yes)

@@ -1,0 +1,170 @@
+"""Watching a run from its store: live progress while it trains, then what came of it.
+
+The same view works for a run that another machine looks after: nothing but the store is read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from shutil import get_terminal_size
+from typing import TYPE_CHECKING
+
+import click
+
+from launcher.clouds.local import LocalCloud
+from launcher.errors import LimitReached, RemoteJobFailed
+from launcher.output import animated, console, emit, say, session
+from launcher.render import run_uri
+from launcher.runview import RunRecord, RunView, State, read_run, view
+from trainer.artifacts.journal import RunEvent
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+# Reading a run costs a listing and some reads; never spend more than a tenth of the time on it.
+_LOOK_S, _SHARE = 0.5, 0.1
+_LINE_EVERY_S = 5.0  # between two progress lines where nothing can be redrawn
+
+
+def follow(store: str, name: str) -> None:
+    """Show progress until nobody looks after the run any more. Ctrl-C leaves the run alone."""
+    uri = run_uri(store, name)
+    told: set[str] = set()
+    try:
+        with _screen() as screen:
+            for record, seen in _looks(store, name, uri):
+                for event in record.events:
+                    if event.key not in told:
+                        told.add(event.key)
+                        _tell(event)
+                screen(seen)
+    except KeyboardInterrupt:
+        say(f"\nthe run goes on; vlaunch logs -f {name} follows it, vlaunch stop {name} ends it")
+        raise
+
+
+def wait_until_left(uri: str) -> None:
+    """Return when nobody looks after the run."""
+    while LocalCloud().alive(uri):
+        time.sleep(_LOOK_S)
+
+
+def conclude(ctx: click.Context, store: str, name: str) -> None:
+    """Print what came of a run; raises where it failed or met a limit."""
+    from launcher.report.amounts import total_line
+    from launcher.report.tables import as_dict
+    from launcher.report.terminal import bill_text, loss_curve
+
+    now = datetime.now(UTC)
+    record = read_run(store, name)
+    seen, bill = view(record, now), record.costs(now)
+    if seen.state is State.FAILED:
+        raise RemoteJobFailed(f"{name} failed: {seen.problem or 'see its log'}", hint=f"vlaunch logs {name}")
+    limit = _last(record, "limit")
+    if limit is not None and seen.state is not State.FINISHED:
+        raise LimitReached(f"{name} stopped: {limit.data['what']}", hint=f"vlaunch resume {name} goes on")
+    reply = _last(record, "sampled")
+    answer = {**seen.as_dict(), "cost": as_dict(bill), "reply": reply.data if reply else None}
+
+    def text() -> str:
+        parts = [bill_text(bill)]
+        if record.steps:
+            parts.append("\n".join(loss_curve(record.steps, min(get_terminal_size().columns, 100))))
+        if seen.eval_first and seen.eval_last:
+            parts.append(f"held-out loss {seen.eval_first:.3f} -> {seen.eval_last:.3f}")
+        if reply:
+            parts.append(f"you    {reply.data['prompt']}\nmodel  {reply.data['reply']}")
+        parts.append(f"{name} is {seen.state.value}; model: {seen.uri}/export")
+        parts.append(total_line(bill))
+        return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+    emit(ctx, answer, text)
+
+
+def _looks(store: str, name: str, uri: str) -> Iterator[tuple[RunRecord, RunView]]:
+    cloud = LocalCloud()
+    while True:
+        live = cloud.alive(uri)  # before reading: what is written before the end is still seen
+        began = time.monotonic()
+        record = read_run(store, name)
+        yield record, view(record, datetime.now(UTC))
+        if not live:
+            return
+        time.sleep(max(_LOOK_S, (time.monotonic() - began) / _SHARE))
+
+
+@contextmanager
+def _screen() -> Iterator[_Screen]:
+    if not animated():
+        yield _Screen(None)
+        return
+    from rich.live import Live
+
+    with Live(console=console(), refresh_per_second=4, transient=True) as live:
+        yield _Screen(live)
+
+
+class _Screen:
+    """One progress line: redrawn on a terminal, now and then a new one elsewhere."""
+
+    def __init__(self, live: Live | None) -> None:
+        self._live = live
+        self._said = float("-inf")
+
+    def __call__(self, seen: RunView) -> None:
+        if self._live is not None:
+            self._live.update(_bar(seen, get_terminal_size().columns))
+        elif seen.state is State.RUNNING and time.monotonic() - self._said >= _LINE_EVERY_S:
+            self._said = time.monotonic()
+            say(_progress(seen))
+
+
+def _bar(seen: RunView, columns: int) -> str:
+    text = _progress(seen)
+    width = max(0, min(30, columns - len(text) - 4))
+    if not seen.max_steps or width < 8:
+        return text
+    filled = round(width * seen.step / seen.max_steps)
+    return f"{'━' * filled}{'╌' * (width - filled)}  {text}"
+
+
+def _progress(seen: RunView) -> str:
+    of = f"/{seen.max_steps}" if seen.max_steps else ""
+    parts = [f"step {seen.step}{of}"]
+    if seen.loss is not None:
+        parts.append(f"loss {seen.loss:.3f}")
+    if seen.tokens_per_s:
+        parts.append(f"{seen.tokens_per_s:,.0f} tok/s")
+    if seen.durable_step is not None and seen.durable_age is not None:
+        parts.append(f"durable at {seen.durable_step}, {seen.durable_age.total_seconds():.0f} s ago")
+    return "  ".join([*parts, f"attempt {seen.attempt} in {seen.region}", seen.state.value])
+
+
+def _tell(event: RunEvent) -> None:
+    """The turning points of a run, one line each."""
+    data = event.data
+    at = event.time.astimezone().strftime("%H:%M:%S")
+    line = {
+        "requested": lambda: f"attempt {event.attempt}: asking for a machine in {data['region']}",
+        "no_capacity": lambda: f"no machine to be had in {', '.join(data['regions'])}: waiting",
+        "started": lambda: (
+            f"attempt {event.attempt}: "
+            + (f"continues after step {data['resumed_from']}" if data["resumed_from"] else "starts at the beginning")
+        ),
+        "notice": lambda: f"attempt {event.attempt}: the machine is being taken, {data['step']} steps done",
+        "fallback": lambda: f"attempt {event.attempt}: a checkpoint is damaged, using the one before: {data['problem']}",
+        "save_failed": lambda: f"attempt {event.attempt}: step {data['step']} could not be saved: {data['error']}",
+        "ended": lambda: f"attempt {event.attempt}: machine gone ({data['reason']})",
+        "limit": lambda: f"stopping: {data['what']}",
+        "exported": lambda: f"model exported, {data['bytes'] / 1e6:.1f} MB",
+        "failed": lambda: f"attempt {event.attempt} failed: {data['error']}",
+    }.get(event.kind)
+    if line is not None and not session().quiet:
+        say(f"{at}  {line()}")
+
+
+def _last(record: RunRecord, kind: str) -> RunEvent | None:
+    return next((event for event in reversed(record.events) if event.kind == kind), None)

@@ -1,0 +1,72 @@
+"""What a cloud must know to look after a run, kept in the run's own journal.
+
+The laptop may be closed, lost or wiped: whoever resumes the run reads this from the store, not from a file here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.plan import Candidate, Plan
+from launcher.spot.market import Interval, Market, OnDemand, Traces
+from launcher.spot.trace import load_trace
+from trainer.artifacts.journal import RunEvent
+from trainer.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class MarketSettings:
+    """The local spot market as it was asked for."""
+
+    preempt_every_s: float | None = None
+    jitter_s: float = 0.0
+    seed: int = 0
+    traces: tuple[str, ...] = ()
+    time_scale: float = 1.0
+
+    def market(self, spot: bool) -> Market:
+        if not spot:
+            return OnDemand()
+        if self.traces:
+            return Traces([load_trace(Path(path)) for path in self.traces], self.time_scale)
+        if self.preempt_every_s is not None:
+            return Interval(self.preempt_every_s, self.jitter_s, self.seed)
+        return OnDemand()
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Where to run, in order of preference, and when to stop."""
+
+    cloud: str
+    candidates: tuple[Candidate, ...]
+    market: MarketSettings
+    notice_s: float = 5.0
+    max_cost_usd: float | None = None
+    deadline_s: float | None = None
+
+    @property
+    def spot(self) -> bool:
+        return self.candidates[0].market == "spot"
+
+
+def to_event(plan: Plan, launch: Launch) -> dict[str, Any]:
+    """The data of the `created` event."""
+    return {"plan": asdict(plan) | {"launch": asdict(launch)}}
+
+
+def from_events(events: list[RunEvent]) -> Launch:
+    """The launch that the `created` event holds.
+
+    Raises:
+        UsageError: the run was not created by vlaunch train.
+    """
+    created = next((event for event in events if event.kind == "created"), None)
+    if created is None or "launch" not in created.data.get("plan", {}):
+        raise UsageError("this run has no launch settings in its journal", hint="vlaunch train creates runs")
+    raw = dict(created.data["plan"]["launch"])
+    raw["candidates"] = tuple(Candidate(**candidate) for candidate in raw["candidates"])
+    raw["market"] = MarketSettings(**{**raw["market"], "traces": tuple(raw["market"]["traces"])})
+    return Launch(**raw)

@@ -1,0 +1,1 @@
+"""Views of the bill and of the curve: terminal, JSON, CSV, HTML, PNG. What they show is already computed."""

@@ -1,0 +1,102 @@
+"""The command line of `train` and `plan` becomes a request: recipe, then --set, then the options that name a field."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from launcher.errors import UsageError
+from launcher.launch import Launch, MarketSettings
+from launcher.plan import Plan, TrainRequest
+from launcher.spot.trace import load_trace
+from launcher.train_options import Asked
+from trainer.config import Method, TrainConfig, override, parse_config
+from trainer.recipes import Recipe, get_recipe
+
+
+def make_request(asked: Asked, corpus_tokens: int | None = None) -> tuple[TrainRequest, list[str]]:
+    """The request, and notes about old spellings.
+
+    Raises:
+        ConfigError: an unknown size or field, or an impossible value, with the nearest name.
+        UsageError: options that contradict each other.
+    """
+    recipe = _recipe(asked)
+    config, notes = override(recipe.config, _settings(asked))
+    traces = [load_trace(Path(path)) for path in asked.spot_trace]
+    return (
+        TrainRequest(
+            name=asked.name or _fresh_name(config),
+            recipe=recipe,
+            config=config,
+            store=asked.store,
+            infra=asked.infra,
+            spot=asked.spot,
+            gpus=asked.gpus,
+            num_nodes=asked.num_nodes,
+            preempt_every_s=float(asked.preempt_every.every) if asked.preempt_every else None,
+            zones=tuple((trace.zone, trace.region) for trace in traces),
+            cores=os.cpu_count() or 1,
+            corpus_tokens=corpus_tokens,
+        ),
+        notes,
+    )
+
+
+def make_launch(asked: Asked, plan: Plan) -> Launch:
+    """What the cloud is told."""
+    every = asked.preempt_every
+    return Launch(
+        cloud=plan.candidates[0].cloud,
+        candidates=plan.candidates,
+        market=MarketSettings(
+            preempt_every_s=float(every.every) if every else None,
+            jitter_s=float(every.jitter) if every else 0.0,
+            traces=tuple(str(Path(path).resolve()) for path in asked.spot_trace),
+            time_scale=asked.time_scale,
+        ),
+        notice_s=float(asked.notice),
+        max_cost_usd=asked.max_cost,
+        deadline_s=float(asked.deadline) if asked.deadline else None,
+    )
+
+
+def _recipe(asked: Asked) -> Recipe:
+    if asked.size and asked.model:
+        raise UsageError("--size and --model both name a model", hint="--model takes a base of any size")
+    if (asked.preempt_every or asked.spot_trace) and not asked.spot:
+        raise UsageError("on-demand machines are not taken away", hint="add --spot, or drop the spot market")
+    if asked.preempt_every and asked.spot_trace:
+        raise UsageError("--preempt-every and --spot-trace are two different markets", hint="give one of them")
+    method: Method = asked.method  # type: ignore[assignment]  # click.Choice has checked it
+    if asked.model is None:
+        return get_recipe(asked.size or "tiny", method)
+    base = get_recipe("7", method)
+    tree = base.config.model_dump(mode="json")
+    tree["model"] = {"base": asked.model}
+    tree["recipe"] = f"{Path(asked.model).name}-{method}"
+    return Recipe(parse_config(tree), base.accelerator, f"the 7B recipe on {asked.model}")
+
+
+def _settings(asked: Asked) -> list[tuple[str, str]]:
+    """--set first, so that an option of its own wins over it where both are given."""
+    settings = [(field.key, field.value) for field in asked.set_fields]
+    named = {
+        "train.max_steps": asked.max_steps,
+        "train.num_train_epochs": asked.epochs,
+        "data.max_length": asked.max_length,
+        "parallel.strategy": asked.strategy if asked.strategy != "fsdp" else None,
+        "lora.load_8bit": "true" if asked.load_8bit else None,
+    }
+    settings += [(key, str(value)) for key, value in named.items() if value is not None]
+    if asked.epochs is not None and asked.max_steps is None:
+        settings.append(("train.max_steps", "-1"))
+    if asked.preempt_every and not any(field.key.endswith("mtbf_s") for field in asked.set_fields):
+        settings.append(("checkpoint.mtbf_s", str(float(asked.preempt_every.every))))
+    return settings
+
+
+def _fresh_name(config: TrainConfig) -> str:
+    """Like tiny-1120-230501: recipe, day and second, so that names sort by time."""
+    return f"{config.recipe.lower()[:20]}-{time.strftime('%m%d-%H%M%S')}"

@@ -1,0 +1,151 @@
+"""From a request to a run that somebody looks after, in steps that can each be repeated.
+
+Order: files by hash, config.json (write-once: it decides whose the name is), task.yaml, the `created` event, then
+the cloud. Killed anywhere, the same command goes on where it was; a different config under the same name is
+refused with the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from launcher.clouds.local import LocalCloud
+from launcher.errors import ConfigError, DataError, NotReady, UsageError
+from launcher.launch import Launch, to_event
+from launcher.output import say
+from launcher.plan import Plan, TrainRequest
+from launcher.render import render_train, run_uri
+from launcher.settings import cache_dir
+from trainer.artifacts.fencing import newest_epoch
+from trainer.artifacts.journal import Journal, read_journal
+from trainer.artifacts.layout import CONFIG, TASK, valid_run_id
+from trainer.artifacts.manifest import put_blob
+from trainer.artifacts.store import Store, open_store
+from trainer.config import DataSection, StoredFile, TrainConfig, decode_config, difference
+from trainer.data.read import FileReport, read_corpus
+from trainer.errors import MissingKey
+
+# Characters of English text per token of a byte-pair tokeniser, for estimates only.
+_CHARACTERS_PER_TOKEN = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusCount:
+    """What the launcher found in the user's files."""
+
+    files: tuple[FileReport, ...]
+    conversations: int
+    tokens: int
+    """Estimated from characters."""
+
+
+def corpus_files(size: str | None, data: Sequence[str], held_out: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """The user's files, or for `tiny` the example corpus, written once to the cache."""
+    if data:
+        return [Path(path) for path in data], [Path(path) for path in held_out]
+    if size != "tiny":
+        raise UsageError("no corpus: a model of this size needs --data FILE", hint="vlaunch data stats FILE looks at one")
+    from trainer.data.example import write_example
+
+    train, rest = write_example(cache_dir() / "example")
+    return [train], [rest]
+
+
+def count_corpus(paths: Sequence[Path]) -> CorpusCount:
+    """Read every sample once, so that a broken file costs seconds here and not dollars later.
+
+    Raises:
+        DataError: a file cannot be read, or nothing in it can be used.
+    """
+    corpus = read_corpus(paths)
+    conversations = characters = 0
+    for conversation in corpus:
+        conversations += 1
+        characters += sum(len(turn.text) for turn in conversation.turns)
+    for report in corpus.files:
+        if not report.conversations:
+            reasons = ", ".join(f"{count} x {reason}" for reason, count in report.refused.items()) or "it is empty"
+            raise DataError(f"{report.path} has no usable conversation: {reasons}", hint=f"vlaunch data stats {report.path}")
+    return CorpusCount(tuple(corpus.files), conversations, int(characters / _CHARACTERS_PER_TOKEN))
+
+
+def say_counts(count: CorpusCount) -> None:
+    for report in count.files:
+        refused = sum(report.refused.values())
+        lost = f", {refused} refused" if refused else ""
+        say(f"{report.path.name}: {report.conversations:,} conversations ({report.format}){lost}")
+        for reason, number in sorted(report.refused.items()):
+            say(f"  {number} x {reason}, first at {report.first_refusal[reason]}")
+
+
+def refuse_unsupported(request: TrainRequest) -> None:
+    """What this version cannot start, said before anything is written."""
+    if not valid_run_id(request.name):
+        raise UsageError(
+            f"{request.name!r} cannot be the name of a run", hint="at most 40 of a-z, 0-9 and inner dashes"
+        )
+    clouds = sorted({infra.cloud for infra in request.infra} - {"local"})
+    if clouds:
+        raise NotReady(
+            f"this version starts runs on this machine only, not on {', '.join(clouds)}",
+            hint="--dry-run prints the task for `sky jobs launch`; --infra local runs it here",
+        )
+    if request.config.train.method != "full":
+        raise NotReady(
+            f"this version trains all weights only, not {request.config.train.method}",
+            hint="vlaunch plan shows what an adapter run will need; --method full trains here",
+        )
+    if request.config.parallel.strategy != "fsdp":
+        raise NotReady("this version shards with fsdp only, not deepspeed", hint="--strategy fsdp")
+
+
+def create(
+    request: TrainRequest, plan: Plan, launch: Launch, train: Sequence[Path], held_out: Sequence[Path]
+) -> str:
+    """Write the run into its store. Returns its URI.
+
+    Raises:
+        ConfigError: the name is taken by a run with another config.
+    """
+    uri = run_uri(request.store, request.name)
+    store = open_store(uri)
+    data = request.config.data.model_copy(
+        update={"train": _stored(store, train), "eval": _stored(store, held_out)}
+    )
+    config = request.config.model_copy(update={"data": DataSection.model_validate(data.model_dump())})
+    _write_config(store, config, request.name)
+    store.put_new(TASK, render_train(plan, replace(request, config=config)).encode())
+    if not any(event.kind == "created" for event in read_journal(store)):
+        Journal(store, 0, "launcher").record("created", **to_event(plan, launch))
+    return uri
+
+
+def start(uri: str) -> None:
+    """Hand the run to its cloud."""
+    LocalCloud().launch(uri)
+
+
+def is_new(uri: str) -> bool:
+    return newest_epoch(open_store(uri)) == 0
+
+
+def _stored(store: Store, paths: Sequence[Path]) -> tuple[StoredFile, ...]:
+    entries = [put_blob(store, path) for path in paths]
+    return tuple(StoredFile(name=entry.name, blob=entry.blob, size=entry.size) for entry in entries)
+
+
+def _write_config(store: Store, config: TrainConfig, name: str) -> None:
+    if store.put_new(CONFIG, config.encode()):
+        return
+    try:
+        there = decode_config(store.get(CONFIG), f"{store.uri}/{CONFIG}")
+    except MissingKey:  # deleted in between: the next try creates it
+        return _write_config(store, config, name)
+    changed = difference(there, config)
+    if changed:
+        raise ConfigError(
+            f"run {name} exists with another configuration: {'; '.join(changed)}",
+            hint=f"vlaunch resume {name} goes on with the one it has; another --name starts afresh",
+        )

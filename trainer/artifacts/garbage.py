@@ -1,0 +1,148 @@
+"""What may be deleted of a run, and in which order, so that no checkpoint that counts is ever hurt.
+
+Only the holder of the highest claim collects, and it decides while it holds it: everything is listed first,
+then the claim is checked, then deletions begin. If the machine is suspended in between and a newer attempt
+takes over, the late deletions hit only keys that were listed before that attempt's claim, and never those of
+the newest checkpoint of that time; the newer attempt writes keys of its own epoch and uses again only blobs
+of that newest checkpoint (`Lease.reusable`). So no clock is needed for safety between attempts. The grace
+protects what this very attempt is sending at the moment and has not named in a manifest yet.
+
+Manifests go first and blobs after them, so an interrupted collection leaves unreferenced blobs (the next one
+takes them), never a manifest without its blobs.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trainer.artifacts.layout import (
+    BLOBS,
+    CACHE,
+    CLOCK,
+    CONFIG,
+    EXPORT_MANIFEST,
+    MANIFESTS,
+    SHA256,
+    ManifestKey,
+    blob_name,
+    manifest_key,
+    parse_blob_key,
+    parse_manifest_key,
+)
+from trainer.artifacts.manifest import Manifest
+from trainer.artifacts.store import Entry, LeavesTraces, Store
+from trainer.artifacts.validity import is_valid, read_complete, starts
+from trainer.errors import MissingKey, StoreError
+
+if TYPE_CHECKING:
+    from trainer.artifacts.fencing import Lease
+
+_NAMED = re.compile(rf"(?<![0-9a-f])({SHA256})(?![0-9a-f])(-e\d{{8}})?")
+
+
+@dataclass(frozen=True, slots=True)
+class GarbageReport:
+    """What one collection has kept and deleted."""
+
+    kept: tuple[str, ...]  # keys of manifests, newest first
+    manifests: tuple[str, ...]  # keys of the deleted ones
+    blobs: int
+    bytes: int
+    traces: int  # unfinished writes of killed writers
+
+
+def collect_garbage(
+    store: Store, lease: Lease, keep_last: int, keep_every: int, grace_s: float
+) -> GarbageReport:
+    """Delete all checkpoints but the newest `keep_last` and those at multiples of `keep_every` (0: none).
+
+    Then delete the blobs that nothing names and that are older than `grace_s` by the store's clock; that must
+    exceed the longest save. Fenced if the claim is lost. Costs a listing of manifests and blobs, and a read
+    of each checkpoint that counts.
+    """
+    if keep_last < 1 or keep_every < 0:
+        raise ValueError(f"keep_last={keep_last} must be at least 1 and keep_every={keep_every} at least 0")
+    with lease.lock:
+        plan = _decide(store, keep_last, keep_every, grace_s)
+        lease.refuse_if_lost()  # all of the plan was read while the run was ours
+        for key in plan.dropped:
+            store.delete(key)
+        for entry in plan.unnamed:
+            _delete_blob(store, lease, entry.key)
+        return GarbageReport(
+            kept=plan.kept,
+            manifests=plan.dropped,
+            blobs=len(plan.unnamed),
+            bytes=sum(entry.size for entry in plan.unnamed),
+            traces=store.sweep(grace_s) if isinstance(store, LeavesTraces) else 0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    kept: tuple[str, ...]
+    dropped: tuple[str, ...]
+    unnamed: tuple[Entry, ...]
+
+
+def _decide(store: Store, keep_last: int, keep_every: int, grace_s: float) -> _Plan:
+    listed = [parsed for entry in store.list(MANIFESTS) if (parsed := parse_manifest_key(entry.key))]
+    settled = starts(store)
+    valid = sorted((key for key in listed if is_valid(*key, settled)), reverse=True)
+    complete = list(read_complete(store, valid, []))
+    milestones = [m for m in complete[keep_last:] if keep_every and m.step % keep_every == 0]
+    kept = complete[:keep_last] + milestones
+    keys = [manifest.key for manifest in kept]
+    # A damaged one among the newest may be readable next time: it stays, and so do all blobs, as it cannot
+    # tell which are its own. Newer checkpoints push it out of the window soon.
+    window = valid if len(complete) < keep_last else valid[: valid.index(_position(complete[keep_last - 1]))]
+    damaged = [key for position in window if (key := manifest_key(*position)) not in keys]
+    dropped = {manifest_key(*position) for position in listed}.difference(keys, damaged)
+    unnamed = () if damaged else _unnamed_blobs(store, kept, grace_s)
+    return _Plan(tuple(keys), tuple(sorted(dropped)), tuple(unnamed))
+
+
+def _position(manifest: Manifest) -> ManifestKey:
+    return ManifestKey(manifest.step, manifest.epoch)
+
+
+def _unnamed_blobs(store: Store, kept: list[Manifest], grace_s: float) -> list[Entry]:
+    named = {file.blob for manifest in kept for file in manifest.files} | _named_in_documents(store)
+    before = _now(store) - grace_s
+    found = []
+    for entry in store.list(BLOBS):
+        parsed = parse_blob_key(entry.key)
+        # A document may give the hash of a file only: then every blob with these bytes stays.
+        if parsed and entry.modified < before and not named & {parsed.sha256, blob_name(*parsed)}:
+            found.append(entry)
+    return found
+
+
+def _named_in_documents(store: Store) -> set[str]:
+    """Every hash, and every blob name, that the configuration, a cache or the export mentions."""
+    named = set()
+    for prefix in (CONFIG, CACHE, EXPORT_MANIFEST):
+        for entry in store.list(prefix):
+            try:
+                text = store.get(entry.key).decode(errors="replace")
+            except MissingKey:
+                continue
+            named |= {sha256 + (epoch or "") for sha256, epoch in _NAMED.findall(text)}
+    return named
+
+
+def _now(store: Store) -> float:
+    """What the store takes for now: it stamps an object, and this machine's clock does not matter."""
+    store.put(CLOCK, b"\n")
+    return max(entry.modified for entry in store.list(CLOCK))
+
+
+def _delete_blob(store: Store, lease: Lease, key: str) -> None:
+    try:
+        store.delete(key)
+    except StoreError:
+        # Not known whether, or when: this attempt must not count on the key any more.
+        lease.doomed.add(key)
+        raise

@@ -1,0 +1,310 @@
+"""Saving without standing still, and coming back to the very same numbers.
+
+A save has three parts. The training thread copies the state (the stall). A background thread writes it to the
+local disk through DCP as safetensors, hashes the files and sends them to the store. When every process has
+sent its files, the first one commits the manifest: only then does the checkpoint exist.
+
+DCP runs on a process group of its own, and so does the agreement to commit; neither may share the group that
+training uses. Nothing here unpickles: shards are safetensors, everything else is JSON.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+from trainer.artifacts.fencing import Lease
+from trainer.artifacts.journal import Journal
+from trainer.artifacts.manifest import FileEntry, Manifest, put_blob
+from trainer.artifacts.store import Store
+from trainer.config import CheckpointSection
+from trainer.errors import Fenced, StoreError
+from trainer.optim import set_steps_taken
+from trainer.parallel import World
+from trainer.sampler import Position
+
+log = logging.getLogger("trainer")
+
+# Cost of a save before one has been measured, in seconds of standing still.
+_ASSUMED_STALL_S = 1.0
+
+
+def training_state(model: nn.Module, optimiser: torch.optim.AdamW, world: World) -> dict[str, Tensor]:
+    """Every tensor that the next step depends on: weights, both moments, and each process's random state.
+
+    Schedule, sample order and AdamW's step count are functions of the step and need no saving.
+    """
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            state[f"model.{name}"] = parameter.detach()
+            state[f"exp_avg.{name}"] = optimiser.state[parameter]["exp_avg"]
+            state[f"exp_avg_sq.{name}"] = optimiser.state[parameter]["exp_avg_sq"]
+    return state | random_state(world)
+
+
+def random_state(world: World) -> dict[str, Tensor]:
+    state = {f"rng.cpu.{world.rank}": torch.get_rng_state()}
+    if world.device.type == "cuda":
+        state[f"rng.cuda.{world.rank}"] = torch.cuda.get_rng_state(world.device)
+    return state
+
+
+def restore(
+    directory: Path, manifest: Manifest, model: nn.Module, optimiser: torch.optim.AdamW, world: World, seed: int
+) -> bool:
+    """Load a verified checkpoint into a sharded model of any world size.
+
+    Returns:
+        Whether the continuation is bit-exact. At another world size the random state is drawn anew from
+        (seed, step, rank), and sums are formed in another order.
+    """
+    state = training_state(model, optimiser, world)
+    exact = manifest.world_size == world.size
+    if not exact:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("rng.")}
+    dcp.load(state, storage_reader=HuggingFaceStorageReader(str(directory)), process_group=world.save_group)
+    set_steps_taken(optimiser, manifest.step)
+    if exact:
+        torch.set_rng_state(state[f"rng.cpu.{world.rank}"])
+        if world.device.type == "cuda":
+            torch.cuda.set_rng_state(state[f"rng.cuda.{world.rank}"], world.device)
+    else:
+        seed_process(seed, manifest.step, world.rank)
+    return exact
+
+
+def seed_process(seed: int, step: int, rank: int) -> None:
+    """Start this process's random streams at a point no other (step, rank) shares."""
+    torch.manual_seed((seed * 1_000_003 + step) * 1_000_003 + rank)
+
+
+@dataclass
+class Cadence:
+    """When the next save is due, from what saves have cost so far.
+
+    Young's first-order optimum (1974): the interval that balances standing still against work lost is
+    sqrt(2 * cost of a save * mean time between preemptions). It is kept above twice the time a save takes to become
+    durable, so that the writer does not compete with training all the time, and below max_interval_s.
+    """
+
+    settings: CheckpointSection
+    shares_cores: bool
+    stall_s: float = _ASSUMED_STALL_S
+    save_s: float = 0.0
+
+    @property
+    def cost_s(self) -> float:
+        """Seconds of training that a save costs. Where training itself runs on the CPU, the background part
+        takes the same cores away."""
+        return self.stall_s + (self.save_s if self.shares_cores else 0.0)
+
+    @property
+    def interval_s(self) -> float:
+        optimum = math.sqrt(2.0 * self.cost_s * self.settings.mtbf_s)
+        return min(max(optimum, 2.0 * self.save_s), self.settings.max_interval_s)
+
+    def due(self, step: int, since_last_s: float) -> bool:
+        if self.settings.save_strategy == "steps":
+            return step % self.settings.save_steps == 0
+        return since_last_s >= self.interval_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What one process reports when its files are in the store, or why they are not."""
+
+    entries: tuple[FileEntry, ...]
+    problem: str | None
+
+
+class Checkpointer:
+    """Saves of one attempt: at most one under way at a time.
+
+    Every process calls `save` at the same step; `busy`, `durable_step` and `raise_if_fenced` are local and
+    immediate. A save that fails (store full, unreachable) is reported and training goes on.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        store: Store,
+        lease: Lease,
+        journal: Journal,
+        settings: CheckpointSection,
+        stage: Path,
+        parent: Manifest | None,
+        before_commit: Callable[[int], None],
+        after_commit: Callable[[Manifest], None],
+    ) -> None:
+        self.cadence = Cadence(settings, shares_cores=world.device.type == "cpu")
+        self.durable_step = parent.step if parent else 0
+        self.last_failed = False
+        self._world, self._store, self._lease, self._journal = world, store, lease, journal
+        self._stage = stage
+        self._parent = parent
+        self._before_commit, self._after_commit = before_commit, after_commit
+        self._thread: threading.Thread | None = None
+        self._fenced: Fenced | None = None
+        self._last_begun = time.monotonic()
+        on_gpu = world.device.type == "cuda"
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=on_gpu,
+                use_shared_memory=False,
+                use_async_staging=False,  # the copy is complete before the next step changes the weights
+                use_non_blocking_copy=on_gpu,
+            )
+        )
+
+    @property
+    def busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def due(self, step: int) -> bool:
+        return self.cadence.due(step, time.monotonic() - self._last_begun)
+
+    def save(self, step: int, position: Position, state: dict[str, Tensor]) -> None:
+        """Begin a save of the state after optimiser step number `step`. Returns after the copy."""
+        self.wait()
+        began = time.monotonic()
+        self._last_begun = began
+        taken_at = time.time()
+        directory = self._stage / f"step-{step:012d}"
+        shutil.rmtree(directory, ignore_errors=True)
+        writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
+        written = dcp.async_save(
+            state, storage_writer=writer, process_group=self._world.save_group, async_stager=self._stager
+        )
+        stall_s = time.monotonic() - began
+        self.cadence.stall_s = max(stall_s, 1e-3)
+        self._thread = threading.Thread(
+            target=self._finish, args=(step, position, written, directory, taken_at, stall_s), daemon=True
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the save under way has become durable or has failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.raise_if_fenced()
+
+    def raise_if_fenced(self) -> None:
+        if self._fenced is not None:
+            raise self._fenced
+
+    def close(self) -> None:
+        self.wait()
+        self._stager.close()
+
+    def _finish(
+        self, step: int, position: Position, written: Any, directory: Path, taken_at: float, stall_s: float
+    ) -> None:
+        began = time.monotonic()
+        mine = self._send(written, directory)
+        everyone = self._gather(mine)
+        verdict = "failed"
+        try:
+            if self._world.leads:
+                verdict = self._commit(step, position, everyone, taken_at, stall_s, began)
+        finally:
+            verdict = self._tell(verdict)
+        self.cadence.save_s = time.monotonic() - began
+        self.last_failed = verdict == "failed"
+        if verdict == "durable":
+            self.durable_step = step
+        if verdict == "fenced":
+            self._fenced = Fenced("a newer attempt has claimed this run", hint="nothing is lost: it continues")
+        if self._world.leads:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def _send(self, written: Any, directory: Path) -> _Sent:
+        """Write this process's shard and put it into the store; never raises."""
+        try:
+            written.result()
+            # DCP numbers the shards of rank r from r + 1.
+            files = sorted(directory.glob(f"shard-{self._world.rank + 1:05d}-*"))
+            entries = [
+                put_blob(self._store, path, epoch=self._lease.epoch, known=self._lease.reusable) for path in files
+            ]
+            return _Sent(tuple(entries), None)
+        except (StoreError, OSError, RuntimeError, dcp.CheckpointException) as error:
+            return _Sent((), str(error))
+
+    def _commit(
+        self, step: int, position: Position, everyone: list[_Sent], taken_at: float, stall_s: float, began: float
+    ) -> str:
+        """The commit point, on the first process alone. Returns durable, failed or fenced."""
+        problems = [sent.problem for sent in everyone if sent.problem]
+        sent_s = time.monotonic() - began
+        entries = tuple(entry for sent in everyone for entry in sent.entries)
+        manifest = Manifest(
+            step=step,
+            epoch=self._lease.epoch,
+            parent=self._parent.key if self._parent else None,
+            world_size=self._world.size,
+            samples=position.samples,
+            tokens=position.tokens,
+            region=os.environ.get("VLAUNCH_REGION", ""),
+            store=self._store.uri,
+            files=entries,
+        )
+        try:
+            if not problems:
+                self._before_commit(step)
+                self._lease.commit(manifest)
+        except Fenced:
+            self._journal.record("fenced")
+            return "fenced"
+        except (StoreError, OSError) as error:
+            problems = [str(error)]
+        if problems:
+            log.warning("nothing is durable since step %d: %s", self.durable_step, problems[0])
+            self._journal.record("save_failed", step=step, error=problems[0])
+            return "failed"
+        if self.last_failed:
+            log.warning("the store works again: durable at step %d", step)
+        self._parent = manifest
+        self._journal.record(
+            "checkpoint",
+            step=step,
+            taken_at=taken_at,
+            durable_at=time.time(),
+            stall_s=round(stall_s, 4),
+            upload_s=round(sent_s, 4),
+            save_s=round(time.monotonic() - began, 4),
+            bytes=sum(entry.size for entry in entries),
+        )
+        self._after_commit(manifest)
+        return "durable"
+
+    def _gather(self, mine: _Sent) -> list[_Sent]:
+        if self._world.size == 1:
+            return [mine]
+        everyone: list[Any] = [None] * self._world.size
+        dist.all_gather_object(everyone, mine, group=self._world.commit_group)
+        return everyone
+
+    def _tell(self, verdict: str) -> str:
+        if self._world.size == 1:
+            return verdict
+        box: list[Any] = [verdict]
+        dist.broadcast_object_list(box, src=0, group=self._world.commit_group)
+        return str(box[0])

@@ -1,0 +1,248 @@
+"""JSON values out of a stream of bytes, one at a time, and the exact place where the JSON is broken.
+
+A JSON array of a million conversations is one value to `json.load`. Here it is read element by
+element: memory is one element and one chunk, whatever the size of the file.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import DataError
+
+# One dialogue of this size is 60 million tokens: surely a file without the line ends it should have.
+MAX_SAMPLE = 256 << 20
+# Of a value cut off by the end of the buffer, json reports a place at most this far before that
+# end: "-Infinit" and "\ud83d\ude0" are the longest pieces that it takes as one.
+_LONGEST_PIECE = 16
+_BLANK = " \t\n\r"
+_OPEN_STRING = "Unterminated string"  # json's words; its place is where the string starts
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One record of a file. `where` is its place in words: "line 12", "row 3"."""
+
+    where: str
+    value: Any
+
+
+def read_lines(path: Path, chunks: Iterator[bytes]) -> Iterator[Sample]:
+    """JSON lines: one value per line that is not blank."""
+    for number, raw in enumerate(_lines(path, chunks), start=1):
+        raw = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+        if not raw.strip():
+            continue
+        try:
+            value = json.loads(raw.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, f"line {number}, byte {error.start + 1}", error) from error
+        except RecursionError:
+            raise _too_deep(path, number) from None
+        except ValueError as error:
+            column = error.pos + 1 if isinstance(error, json.JSONDecodeError) else 1
+            raise _broken_json(path, number, column, _expectation(error)) from error
+        yield Sample(f"line {number}", value)
+
+
+def read_values(path: Path, chunks: Iterator[bytes]) -> Iterator[Sample]:
+    """The elements of a JSON array, or values that stand one after another."""
+    stream = _Stream(path, chunks)
+    if stream.peek() == "\ufeff":
+        stream.skip()
+    if stream.peek() == "[":
+        yield from _read_array(stream)
+    else:
+        while stream.peek():
+            yield stream.sample()
+
+
+def is_json(line: bytes) -> bool:
+    """Whether these bytes are one whole JSON value, however deep."""
+    try:
+        json.loads(line)
+    except RecursionError:
+        return True
+    except ValueError:
+        return False
+    return True
+
+
+def _read_array(stream: _Stream) -> Iterator[Sample]:
+    stream.skip()
+    mark = stream.peek()
+    while mark != "]":
+        yield stream.sample()
+        mark = stream.peek()
+        if mark == ",":
+            stream.skip()
+            stream.peek()
+        elif mark != "]":
+            raise stream.broken("expected ',' or ']'" if mark else "the file ends inside the array")
+    stream.skip()
+    if stream.peek():
+        raise stream.broken("expected the end of the file after the array's ']'")
+
+
+def _lines(path: Path, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Lines as bytes. Only "\\n" ends one: JSON text may hold U+2028 and its like unescaped."""
+    number, size, pending = 1, 0, [b""]
+    for chunk in chunks:
+        *full, rest = chunk.split(b"\n")
+        for line in full:
+            yield b"".join((*pending, line))
+            number, size, pending = number + 1, 0, []
+        pending.append(rest)
+        size += len(rest)
+        if size > MAX_SAMPLE:
+            raise _too_big(path, number)
+    yield b"".join(pending)
+
+
+class _Stream:
+    """A buffer over the text of a file that knows the line and column of everything in it.
+
+    A value that does not decode is either broken or not all there yet; in the second case json's
+    complaint is at the end of the buffer or about an unterminated string. The buffer is then
+    doubled, so a long value costs twice its length at most, not its square.
+    """
+
+    def __init__(self, path: Path, chunks: Iterator[bytes]) -> None:
+        self._path = path
+        self._chunks = chunks
+        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        self._decoder = json.JSONDecoder()
+        self._read = 0  # bytes decoded so far, to name the place of a wrong one
+        self._ended = False
+        self._text = ""
+        self._at = 0
+        self._known = 0  # a place in the buffer, and its line and column; counting goes on from there
+        self._line, self._column = 1, 1
+
+    def peek(self) -> str:
+        """Goes to the next character that is not blank and returns it; "" at the end of the file."""
+        while True:
+            text, at = self._text, self._at
+            while at < len(text) and text[at] in _BLANK:
+                at += 1
+            self._at = at
+            if at < len(text):
+                return text[at]
+            if not self._fill(1):
+                return ""
+
+    def skip(self) -> None:
+        """Goes past the character that `peek` returned."""
+        self._at += 1
+
+    def sample(self) -> Sample:
+        """The value here, with its place."""
+        self._know()
+        where = f"line {self._line}, column {self._column}"
+        return Sample(where, self._value())
+
+    def broken(self, expected: str, offset: int = 0) -> DataError:
+        return _broken_json(self._path, *self._place(self._at + offset), expected)
+
+    def _value(self) -> Any:
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except RecursionError:
+                raise _too_deep(self._path, self._place(self._at)[0]) from None
+            except json.JSONDecodeError as error:
+                offset, left = error.pos - self._at, len(self._text) - error.pos
+                cut = left <= _LONGEST_PIECE or error.msg.startswith(_OPEN_STRING)
+                if cut and self._fill(len(self._text) - self._at):
+                    continue
+                ends = "" if left else ", but the file ends here"
+                raise self.broken(_expectation(error) + ends, offset) from error
+            except ValueError as error:
+                raise self.broken(_expectation(error)) from error
+            # An object has an end, but "1" may go on as "1e+5" in the next chunk.
+            length, complete = end - self._at, isinstance(value, dict | list) or end + 2 < len(self._text)
+            if complete or not self._fill(1):
+                self._at += length
+                return value
+
+    def _fill(self, wanted: int) -> bool:
+        """Drops what was used and reads `wanted` more characters; False if there are none at all."""
+        if self._ended:
+            return False
+        self._know()
+        parts, self._at, self._known = [self._text[self._at :]], 0, 0
+        if len(parts[0]) > MAX_SAMPLE:
+            raise _too_big(self._path, self._line)
+        got = 0
+        while got < wanted and not self._ended:
+            parts.append(self._decode(next(self._chunks, None)))
+            got += len(parts[-1])
+        self._text = "".join(parts)
+        return got > 0
+
+    def _decode(self, chunk: bytes | None) -> str:
+        self._ended = chunk is None
+        held = len(self._utf8.getstate()[0])
+        try:
+            text = self._utf8.decode(chunk or b"", final=self._ended)
+        except UnicodeDecodeError as error:
+            place = f"byte {self._read - held + error.start + 1} of the text"
+            raise _not_utf8(self._path, place, error) from error
+        self._read += len(chunk or b"")
+        return text
+
+    def _know(self) -> None:
+        self._line, self._column = self._place(self._at)
+        self._known = self._at
+
+    def _place(self, at: int) -> tuple[int, int]:
+        """Line and column, from 1, of position `at` in the buffer, not before the known one."""
+        lines = self._text.count("\n", self._known, at)
+        if not lines:
+            return self._line, self._column + at - self._known
+        return self._line + lines, at - self._text.rfind("\n", self._known, at)
+
+
+# --- the sentences ----------------------------------------------------------------------------
+
+
+def _expectation(error: ValueError) -> str:
+    if not isinstance(error, json.JSONDecodeError):
+        return f"expected a number of sensible length ({error})"
+    if error.msg.startswith(_OPEN_STRING):
+        return "expected an end of the string that starts here"
+    text = error.msg.removesuffix(" at")
+    return (text[:1].lower() + text[1:]).replace("expecting", "expected")
+
+
+def _broken_json(path: Path, line: int, column: int, expected: str) -> DataError:
+    return DataError(
+        f"{path}: line {line}, column {column}: broken JSON: {expected}",
+        hint="correct the file at that place; if it ends too early, copy it again",
+    )
+
+
+def _not_utf8(path: Path, place: str, error: UnicodeDecodeError) -> DataError:
+    return DataError(
+        f"{path}: {place}: 0x{error.object[error.start]:02x} is not UTF-8 text",
+        hint=f"if it is Latin-1: iconv -f LATIN1 -t UTF-8 {path} > utf8.json",
+    )
+
+
+def _too_deep(path: Path, line: int) -> DataError:
+    return DataError(
+        f"{path}: line {line}: the JSON is nested too deeply (hundreds of levels)",
+        hint="a conversation needs four levels: take this sample out",
+    )
+
+
+def _too_big(path: Path, line: int) -> DataError:
+    return DataError(
+        f"{path}: line {line}: one sample is larger than {MAX_SAMPLE >> 20} MiB",
+        hint="write one sample per line (JSON lines), or one JSON array of samples",
+    )

@@ -1,0 +1,91 @@
+"""The tokenised corpus as memory-mapped arrays, and the tensors of one forward pass.
+
+On disk (written by tokenize.py): tokens.bin, trained.bin, ends.bin. Nothing is loaded ahead: a process reads
+the pages of the conversations it is asked for, so memory does not grow with the corpus.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer.packing import Ints
+
+TOKENS, TRAINED, ENDS = "tokens.bin", "trained.bin", "ends.bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One forward pass: conversations laid end to end.
+
+    input_ids: (1, T) int64. position_ids: (1, T) int64, from 0 in each conversation.
+    predictors: (N,) int64, positions whose next token is learnt. targets: (N,) int64, those next tokens.
+    boundaries: where each conversation begins, then T.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    predictors: Tensor
+    targets: Tensor
+    boundaries: tuple[int, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(
+            *(t.to(device, non_blocking=True) for t in self._tensors()),
+            self.boundaries,
+        )
+
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.input_ids, self.position_ids, self.predictors, self.targets
+
+
+class TokenisedCorpus:
+    """Conversations by number.
+
+    lengths: (n,) tokens of each. trained_counts: (n,) tokens of each whose loss counts.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        ends = np.fromfile(directory / ENDS, dtype=np.int64)
+        self._starts: Ints = np.concatenate([[0], ends[:-1]]).astype(np.int64)
+        self._ends: Ints = ends
+        total = int(ends[-1]) if len(ends) else 0
+        self._tokens: NDArray[np.uint32] = np.memmap(directory / TOKENS, np.uint32, "r", shape=(total,))
+        self._trained: NDArray[np.uint8] = np.memmap(directory / TRAINED, np.uint8, "r", shape=(total,))
+        self.lengths: Ints = self._ends - self._starts
+        self.trained_counts: Ints = (
+            np.add.reduceat(self._trained, self._starts, dtype=np.int64) if total else np.empty(0, dtype=np.int64)
+        )
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def tokens_of(self, conversation: int) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+        """Token ids (L,) and trained flags (L,) of one conversation."""
+        span = slice(int(self._starts[conversation]), int(self._ends[conversation]))
+        return self._tokens[span], self._trained[span]
+
+    def batch(self, conversations: Ints) -> Batch:
+        """The forward pass over these conversations; over none, one token that nothing is learnt from."""
+        if not len(conversations):
+            one = torch.zeros((1, 1), dtype=torch.int64)
+            none = torch.empty(0, dtype=torch.int64)
+            return Batch(one, one, none, none, (0, 1))
+        pieces = [self.tokens_of(int(number)) for number in conversations]
+        tokens = np.concatenate([piece[0] for piece in pieces]).astype(np.int64)
+        trained = np.concatenate([piece[1] for piece in pieces]).astype(bool)
+        lengths = [len(piece[0]) for piece in pieces]
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        learnt = np.flatnonzero(trained)
+        return Batch(
+            torch.from_numpy(tokens)[None],
+            torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
+            torch.from_numpy(learnt - 1),
+            torch.from_numpy(tokens[learnt]),
+            tuple(int(start) for start in starts),
+        )

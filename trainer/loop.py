@@ -1,0 +1,193 @@
+"""The training loop, top to bottom.
+
+One pass of `train` is one optimiser step: forward and backward over this process's micro-batches, clip, step,
+one small all-reduce that tells every process the loss and what to do next, then (rarely) a held-out loss and a
+save. Between two steps no partial gradient exists, so a step boundary is the only state ever saved.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from trainer.artifacts.metrics import EvalRecord, StepRecord
+from trainer.checkpoint import Checkpointer, training_state
+from trainer.config import TrainSection
+from trainer.dataset import Batch, TokenisedCorpus
+from trainer.optim import learning_rate, set_learning_rate
+from trainer.parallel import World, reshard, synchronise_gradients
+from trainer.preemption import Notice
+from trainer.sampler import Sampler, batch_digest
+
+Ending = Literal["finished", "preempted"]
+
+
+class Observer(Protocol):
+    """Whom the first process tells of its progress; nothing here may slow the loop down."""
+
+    def step(self, record: StepRecord) -> None: ...
+    def held_out(self, record: EvalRecord) -> None: ...
+    def noticed(self, step: int) -> None: ...
+    def cut(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that a process needs to train."""
+
+    train: TrainSection
+    on_notice: bool
+    model: PreTrainedModel
+    optimiser: torch.optim.AdamW
+    corpus: TokenisedCorpus
+    held_out: TokenisedCorpus | None
+    sampler: Sampler
+    total_steps: int
+    world: World
+    checkpointer: Checkpointer
+    notice: Notice
+    observer: Observer
+    attempt: int
+    epoch: int
+
+
+def train(job: Job, start: int) -> tuple[Ending, int]:
+    """Optimiser steps `start`..total-1. Returns how it ended and the number of steps then taken."""
+    job.model.train()
+    if start == 0:
+        _measure_held_out(job, 0)
+    for step in range(start, job.total_steps):
+        began = time.monotonic()
+        loss, norm = _optimise(job, step)
+        done = step + 1
+        last = done == job.total_steps
+        saver = job.checkpointer
+        loss, noticed, busy, due = job.world.agree(
+            loss, float(job.notice.given), float(saver.busy), float(job.world.leads and saver.due(done))
+        )
+        saver.raise_if_fenced()
+        _tell(job, step, loss, norm, time.monotonic() - began)
+        if last or (job.train.eval_strategy == "steps" and done % job.train.eval_steps == 0):
+            _measure_held_out(job, done)
+        if noticed and not last:
+            _leave(job, done)
+            return "preempted", done
+        if due and not busy and not last:
+            _save(job, done)
+    return "finished", job.total_steps
+
+
+def held_out_loss(model: PreTrainedModel, corpus: TokenisedCorpus, limit: int, world: World, rows: int) -> float:
+    """Mean loss per trained token over the first `limit` conversations, dropout off; draws no random number."""
+    count = min(limit, len(corpus))
+    total = float(corpus.trained_counts[:count].sum())
+    mine = np.arange(world.rank, count, world.size)
+    width = max(1, rows)
+    steps = -(-(-(-count // world.size)) // width)
+    model.eval()
+    summed = 0.0
+    with torch.no_grad():
+        for index in range(steps):
+            batch = corpus.batch(mine[index * width : (index + 1) * width]).to(world.device)
+            summed += float(_summed_loss(model, batch))
+    reshard(model)
+    model.train()
+    return world.agree(summed)[0] / total
+
+
+def _optimise(job: Job, step: int) -> tuple[float, float]:
+    """One optimiser step. Returns this process's share of the loss, and the gradient norm of all."""
+    train, world = job.train, job.world
+    rows = job.sampler.batch(step)
+    # Every trained token of the global batch weighs the same, whichever process or micro-batch it falls into.
+    weight = 1.0 / float(sum(job.corpus.trained_counts[row].sum() for row in rows))
+    micro_batches = job.sampler.share(step, world.rank, world.size, train.per_device_train_batch_size)
+    total = torch.zeros((), dtype=torch.float64, device=world.device)
+    for index, conversations in enumerate(micro_batches):
+        synchronise_gradients(job.model, index == len(micro_batches) - 1)
+        batch = job.corpus.batch(conversations).to(world.device)
+        loss = _summed_loss(job.model, batch) * weight
+        (loss * world.size).backward()  # FSDP averages over processes; the loss is a sum over them
+        total += loss.detach()
+    norm = _clip(job.model, train.max_grad_norm)
+    set_learning_rate(job.optimiser, learning_rate(train, step, job.total_steps))
+    job.optimiser.step()
+    job.optimiser.zero_grad(set_to_none=True)
+    return float(total), norm
+
+
+def _summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Cross-entropy summed over the trained tokens; logits are computed for those positions alone."""
+    output = model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        boundaries=batch.boundaries,
+        logits_to_keep=batch.predictors if len(batch.predictors) else 1,
+        use_cache=False,
+    )
+    logits = output.logits[0].float()
+    if not len(batch.targets):
+        return logits.sum() * 0.0
+    return cross_entropy(logits, batch.targets, reduction="sum")
+
+
+def _clip(model: nn.Module, limit: float) -> float:
+    norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def _tell(job: Job, step: int, loss: float, norm: float, seconds: float) -> None:
+    if not job.world.leads:
+        return
+    seen = job.sampler.before(step + 1)
+    job.observer.step(
+        StepRecord(
+            step=step + 1,
+            loss=loss,
+            grad_norm=norm,
+            learning_rate=learning_rate(job.train, step, job.total_steps),
+            tokens=seen.tokens,
+            samples=seen.samples,
+            batch=batch_digest(job.sampler.batch(step)),
+            attempt=job.attempt,
+            epoch=job.epoch,
+            time=time.time(),
+            step_s=seconds,
+        )
+    )
+
+
+def _measure_held_out(job: Job, step: int) -> None:
+    if job.held_out is None or not len(job.held_out):
+        return
+    loss = held_out_loss(
+        job.model, job.held_out, job.train.max_eval_samples, job.world, job.train.per_device_train_batch_size
+    )
+    if job.world.leads:
+        job.observer.held_out(EvalRecord(step=step, loss=loss, time=time.time()))
+
+
+def _save(job: Job, step: int) -> None:
+    job.observer.cut()
+    state = training_state(job.model, job.optimiser, job.world)
+    job.checkpointer.save(step, job.sampler.before(step), state)
+
+
+def _leave(job: Job, step: int) -> None:
+    """The machine is going: let the save under way land, then save this very step if there is time for it."""
+    if job.world.leads:
+        job.observer.noticed(step)
+    saver = job.checkpointer
+    saver.wait()
+    worth_it = job.on_notice and saver.durable_step < step and saver.cadence.save_s < job.notice.left_s
+    if job.world.agree(float(job.world.leads and worth_it))[0]:
+        _save(job, step)
+        saver.wait()

@@ -1,0 +1,179 @@
+"""What a box needs before it can train: tokeniser, tokenised corpus, base weights, on its own empty disk.
+
+The first attempt builds them from the files that config.json names and puts the result into the store, keyed by
+everything it depends on; every later attempt, in whatever region, only fetches it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.artifacts.layout import cache_key
+from trainer.artifacts.manifest import FileEntry, fetch_verified, put_blob
+from trainer.artifacts.store import Store
+from trainer.config import StoredFile, TrainConfig
+from trainer.conversation import ChatTemplate, Conversation, get_template
+from trainer.data.read import read_corpus
+from trainer.errors import DataError, MissingKey
+
+if TYPE_CHECKING:
+    from trainer.tokenize import TokenCounts
+
+# Raised when the meaning of the cached files changes, so that an older cache is not taken for a new one.
+_FORMAT = 1
+_TOKENISER, _TRAIN, _HELD_OUT, _REPORT = "tokeniser", "train", "held-out", "report.json"
+# Blobs fetched at once: enough to hide a store's latency, few enough to leave the cores to imports.
+_PARALLEL = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Folders on this box, and what became of the corpus."""
+
+    tokeniser: Path
+    train: Path
+    held_out: Path | None
+    base: Path | None
+    report: dict[str, Any]
+
+
+def fetch(store: Store, config: TrainConfig, directory: Path) -> Inputs | None:
+    """What an earlier attempt has prepared; None if this one has to `build` it. No heavy import."""
+    if not _fetch_cached(store, cache_key(_cache_name(config)), directory / "inputs"):
+        return None
+    return _found(store, config, directory)
+
+
+def build(store: Store, config: TrainConfig, directory: Path) -> Inputs:
+    """Train or load the tokeniser, tokenise the corpus, and share both with later attempts.
+
+    Raises:
+        DataError: the corpus cannot be read, is empty or leaves nothing to learn.
+        CorruptObject: a file does not match the hash that config.json gives.
+    """
+    base = _base(store, config, directory / "base")
+    _build(store, config, base, directory / "corpus", directory / "inputs")
+    _share(store, cache_key(_cache_name(config)), directory / "inputs")
+    return _found(store, config, directory)
+
+
+def _found(store: Store, config: TrainConfig, directory: Path) -> Inputs:
+    made = directory / "inputs"
+    report = json.loads((made / _REPORT).read_text())
+    held_out = made / _HELD_OUT if report[_HELD_OUT] else None
+    return Inputs(made / _TOKENISER, made / _TRAIN, held_out, _base(store, config, directory / "base"), report)
+
+
+def fetch_all(store: Store, entries: list[FileEntry], directory: Path) -> list[Path]:
+    """Fetch and verify files, several at once; names may hold one folder."""
+    for entry in entries:
+        (directory / entry.name).parent.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        return list(pool.map(lambda entry: fetch_verified(store, entry, directory), entries))
+
+
+def _cache_name(config: TrainConfig) -> str:
+    """A hash of all that the prepared inputs depend on."""
+    depends = {
+        "format": _FORMAT,
+        "train": [file.blob for file in config.data.train],
+        "eval": [file.blob for file in config.data.eval],
+        "template": asdict(get_template(config.data.template)),
+        "max_length": config.data.max_length,
+        "vocab_size": config.model.vocab_size,
+        "base": config.model.base,
+        "files": sorted(file.blob for file in config.model.files),
+    }
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+def _fetch_cached(store: Store, key: str, directory: Path) -> bool:
+    try:
+        listed = json.loads(store.get(key))
+    except MissingKey:
+        return False
+    fetch_all(store, [FileEntry.model_validate(entry) for entry in listed["files"]], directory)
+    return True
+
+
+def _share(store: Store, key: str, directory: Path) -> None:
+    """Put the built files into the store; of two boxes that built at once, the first is taken by both."""
+    entries = []
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        blob = put_blob(store, path)
+        entries.append({"name": path.relative_to(directory).as_posix(), "blob": blob.blob, "size": blob.size})
+    if not store.put_new(key, json.dumps({"files": entries}, sort_keys=True).encode()):
+        _fetch_cached(store, key, directory)
+
+
+def _build(store: Store, config: TrainConfig, base: Path | None, corpus: Path, made: Path) -> None:
+    from trainer.tokenize import Encoder, carry_template, load_tokeniser, train_tokeniser, write_corpus
+
+    template = get_template(config.data.template)
+    train, held_out = (_files(store, files, corpus) for files in (config.data.train, config.data.eval))
+    if config.model.vocab_size is not None:
+        tokeniser = train_tokeniser(_texts(train, template), config.model.vocab_size, template)
+    else:
+        tokeniser = load_tokeniser(str(base), template)
+    carry_template(tokeniser, template, config.data.max_length)
+    tokeniser.save_pretrained(made / _TOKENISER)
+    encoder = Encoder(tokeniser, template)
+    report: dict[str, Any] = {_HELD_OUT: None}
+    for name, paths in ((_TRAIN, train), (_HELD_OUT, held_out)):
+        if not paths:
+            continue
+        read = read_corpus(paths)
+        counts = write_corpus(read, encoder, config.data.max_length, made / name)
+        _refuse_unlearnable(name, counts, paths)
+        report[name] = asdict(counts)
+    (made / _REPORT).write_text(json.dumps(report, sort_keys=True))
+
+
+def _refuse_unlearnable(name: str, counts: TokenCounts, paths: list[Path]) -> None:
+    if counts.trained:
+        return
+    raise DataError(
+        f"the {name} corpus ({', '.join(path.name for path in paths)}) has no token to learn from: "
+        f"{counts.untrained} conversations end before the first answer within max_length",
+        hint="raise --max-length, or look at the files with `vlaunch data stats`",
+    )
+
+
+def _texts(paths: list[Path], template: ChatTemplate) -> Iterator[str]:
+    for conversation in read_corpus(paths):
+        yield from _plain(conversation, template)
+
+
+def _plain(conversation: Conversation, template: ChatTemplate) -> Iterator[str]:
+    return (segment.text for segment in template.render(conversation) if not segment.special)
+
+
+def _files(store: Store, files: tuple[StoredFile, ...], directory: Path) -> list[Path]:
+    """User files under their own names; two of one name are told apart by a number in front."""
+    entries = [
+        FileEntry(name=f"{number:04d}/{file.name}", blob=file.blob, size=file.size)
+        for number, file in enumerate(files)
+    ]
+    return fetch_all(store, entries, directory)
+
+
+def _base(store: Store, config: TrainConfig, directory: Path) -> Path | None:
+    if directory.is_dir():
+        return directory
+    if config.model.files:
+        fetch_all(store, [FileEntry(**file.model_dump()) for file in config.model.files], directory)
+        return directory
+    if config.model.base is None:
+        return None
+    if Path(config.model.base).is_dir():
+        return Path(config.model.base)
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.safetensors", "*.json", "*.model", "*.jinja"]
+    return Path(snapshot_download(config.model.base, allow_patterns=wanted))

@@ -1,0 +1,259 @@
+"""One process of an attempt: join the others, build, restore, train, export.
+
+Forked by the supervisor after it has imported torch, so that eight processes pay for that once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from trainer import export as exporting
+from trainer import model as building
+from trainer.artifacts.fencing import Lease, collect_garbage
+from trainer.artifacts.journal import Journal
+from trainer.artifacts.manifest import Manifest
+from trainer.artifacts.metrics import EvalRecord, MetricsWriter, StepRecord
+from trainer.artifacts.store import Store
+from trainer.checkpoint import Checkpointer, restore, seed_process, training_state
+from trainer.config import TrainConfig
+from trainer.conversation import get_template
+from trainer.dataset import TokenisedCorpus
+from trainer.errors import Preempted, StoreError
+from trainer.loop import Job, train
+from trainer.optim import adamw
+from trainer.packing import first_fit_decreasing, one_per_row
+from trainer.parallel import World, joined, shard
+from trainer.preemption import Notice
+from trainer.prepare import Inputs
+from trainer.sampler import Sampler
+from trainer.tracking import Tracker
+
+log = logging.getLogger("trainer")
+
+# How long the end of a run waits for a store that is away, and between two tries.
+_PATIENCE_S, _PAUSE_S = 900.0, 5.0
+# A blob younger than this may belong to a save under way in another process.
+_GARBAGE_GRACE_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """What the supervisor hands to each process."""
+
+    config: TrainConfig
+    store: Store
+    lease: Lease
+    journal: Journal
+    attempt: int
+    inputs: Inputs
+    checkpoint: Path
+    resumed: Manifest | None
+    workdir: Path
+    world_size: int
+    threads: int
+    rendezvous: str
+    clock: dict[str, float]
+    """Seconds that each part of the start has taken so far, by name."""
+
+
+def run_rank(brief: Brief, rank: int, notice: Notice) -> None:
+    """The life of one process.
+
+    Raises:
+        Preempted: the machine is going; the newest durable checkpoint is where the next attempt starts.
+        Fenced: a newer attempt owns the run.
+    """
+    with joined(rank, brief.world_size, brief.rendezvous, brief.threads) as world:
+        job, tokeniser, start, observer = _set_up(brief, world, notice)
+        try:
+            ending, step = train(job, start)
+            if ending == "preempted":
+                durable = job.checkpointer.durable_step
+                if world.leads:
+                    brief.journal.record("preempted", step=step, durable_step=durable)
+                raise Preempted(f"the machine is being taken at step {step}; durable at step {durable}")
+            _make_durable(job, step)
+            _finish(brief, job, tokeniser, observer)
+        finally:
+            observer.close()
+            job.checkpointer.close()
+
+
+def _set_up(
+    brief: Brief, world: World, notice: Notice
+) -> tuple[Job, PreTrainedTokenizerFast, int, RankObserver]:
+    config, train_config = brief.config, brief.config.train
+    clock = Stopwatch(brief.clock)
+    tokeniser = AutoTokenizer.from_pretrained(brief.inputs.tokeniser)
+    corpus = TokenisedCorpus(brief.inputs.train)
+    held_out = TokenisedCorpus(brief.inputs.held_out) if brief.inputs.held_out else None
+    rows = (
+        first_fit_decreasing(corpus.lengths, config.data.max_length)
+        if config.data.packing
+        else one_per_row(len(corpus))
+    )
+    sampler = Sampler(corpus.lengths, rows, train_config.global_batch_size, train_config.seed)
+    clock.mark("data")
+    model, optimiser = _build(brief, world, tokeniser)
+    clock.mark("build")
+    start = _fill(brief, world, model, optimiser)
+    clock.mark("load")
+    total = sampler.total_steps(train_config.num_train_epochs, train_config.max_steps)
+    observer = RankObserver(brief, world, total, start, clock)
+    checkpointer = Checkpointer(
+        world, brief.store, brief.lease, brief.journal, config.checkpoint, brief.workdir / "stage",
+        brief.resumed, observer.flush, lambda _: _tidy(brief),
+    )  # fmt: skip
+    job = Job(
+        train_config, config.checkpoint.on_notice, model, optimiser, corpus, held_out, sampler, total, world,
+        checkpointer, notice, observer, brief.attempt, brief.lease.epoch,
+    )  # fmt: skip
+    return job, tokeniser, start, observer
+
+
+def _build(
+    brief: Brief, world: World, tokeniser: PreTrainedTokenizerFast
+) -> tuple[PreTrainedModel, torch.optim.AdamW]:
+    """The sharded network and its optimiser, without weights yet."""
+    shape = building.model_config(brief.config, tokeniser, brief.inputs.base)
+    model = building.skeleton(shape)
+    if brief.config.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    shard(model, brief.config, world)
+    building.allocate(model, world.device)
+    return model, adamw(model.parameters(), brief.config.train)
+
+
+def _fill(brief: Brief, world: World, model: PreTrainedModel, optimiser: torch.optim.AdamW) -> int:
+    """Weights, moments and random state. Returns the steps already taken."""
+    seed = brief.config.train.seed
+    if brief.resumed is not None:
+        exact = restore(brief.checkpoint, brief.resumed, model, optimiser, world, seed)
+        if not exact and world.leads:
+            log.warning(
+                "resumed %d processes as %d: the same samples in the same order, not bit-exact",
+                brief.resumed.world_size, world.size,
+            )  # fmt: skip
+        return brief.resumed.step
+    if brief.inputs.base is not None:
+        building.base_weights(model, brief.inputs.base)
+    else:
+        building.random_weights(model, model.config, seed)
+    seed_process(seed, 0, world.rank)
+    return 0
+
+
+def _tidy(brief: Brief) -> None:
+    """Old checkpoints go; a failure only costs space until the next save."""
+    keep = brief.config.checkpoint
+    try:
+        collect_garbage(brief.store, brief.lease, keep.save_total_limit, keep.keep_every, _GARBAGE_GRACE_S)
+    except StoreError as error:
+        log.warning("old checkpoints stay for now: %s", error)
+
+
+def _make_durable(job: Job, step: int) -> None:
+    """The last step must be in the store before the run may call itself finished."""
+    saver = job.checkpointer
+    saver.wait()
+    deadline = time.monotonic() + _PATIENCE_S
+    while saver.durable_step < step:
+        job.observer.cut()
+        saver.save(step, job.sampler.before(step), training_state(job.model, job.optimiser, job.world))
+        saver.wait()
+        if saver.durable_step < step:
+            over = job.world.agree(float(job.world.leads and time.monotonic() > deadline))[0]
+            if over:
+                raise StoreError(f"training is done, but its last step could not be stored for {_PATIENCE_S:.0f} s")
+            time.sleep(_PAUSE_S)
+
+
+def _finish(brief: Brief, job: Job, tokeniser: PreTrainedTokenizerFast, observer: RankObserver) -> None:
+    """Export, show one reply, and say that the run is over."""
+    directory = brief.workdir / "export"
+    dtype = torch.bfloat16 if brief.config.train.bf16 else torch.float32
+    exporting.export(job.model, tokeniser, directory, job.world, dtype)
+    if not job.world.leads:
+        return
+    brief.lease.refuse_if_lost()
+    facts = {"step": job.total_steps, "template": brief.config.data.template, "recipe": brief.config.recipe}
+    size = exporting.publish(brief.store, directory, facts)
+    brief.journal.record("exported", bytes=size)
+    wanted = brief.config.export
+    if wanted.max_new_tokens:
+        template = get_template(brief.config.data.template)
+        reply = exporting.answer(directory, template, wanted.prompt, wanted.max_new_tokens)
+        brief.journal.record("sampled", prompt=wanted.prompt, reply=reply)
+    seen = job.sampler.before(job.total_steps)
+    brief.journal.record("finished", steps=job.total_steps, tokens=seen.tokens, samples=seen.samples)
+    log.info("finished: %d steps, %d conversations, %d tokens", job.total_steps, seen.samples, seen.tokens)
+
+
+class Stopwatch:
+    """Names and seconds of the parts of a start, for `training` in the journal."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+        self._last = time.monotonic()
+
+    def mark(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[name] = round(now - self._last, 3)
+        self._last = now
+
+
+class RankObserver:
+    """The loop's ear: tracker and journal on the first process, nothing on the others."""
+
+    def __init__(self, brief: Brief, world: World, total_steps: int, start: int, clock: Stopwatch) -> None:
+        self._journal = brief.journal
+        self._clock: Stopwatch | None = clock
+        self._tracker: Tracker | None = None
+        if world.leads:
+            writer = MetricsWriter(brief.store, brief.lease.epoch, brief.attempt, start)
+            self._tracker = Tracker(writer, total_steps, brief.config.train.logging_seconds)
+
+    def step(self, record: StepRecord) -> None:
+        if self._tracker is None:
+            return
+        self._tracker.step(record)
+        if self._clock is not None:
+            self._clock.mark("first_step")
+            self._journal.record("training", step=record.step, seconds=self._clock.seconds)
+            self._clock = None
+
+    def held_out(self, record: EvalRecord) -> None:
+        if self._tracker is not None:
+            self._tracker.held_out(record)
+
+    def noticed(self, step: int) -> None:
+        log.warning("notice: this machine is being taken; %d steps done", step)
+        self._journal.record("notice", step=step)
+
+    def cut(self) -> None:
+        if self._tracker is not None:
+            self._tracker.cut()
+
+    def flush(self, _step: int = 0) -> None:
+        if self._tracker is not None:
+            self._tracker.flush()
+
+    def close(self) -> None:
+        if self._tracker is not None:
+            self._tracker.close()
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """An error as the supervisor reads it."""
+    return {
+        "error": getattr(error, "message", None) or f"{type(error).__name__}: {error}",
+        "hint": getattr(error, "hint", None),
+        "exit_code": getattr(error, "exit_code", 1),
+    }
