@@ -59,7 +59,8 @@ def offers(accelerator: str) -> list[Price]:
     fitting = [
         price
         for price in PRICES
-        if price.accelerator.partition(":")[0] == name and int(price.accelerator.partition(":")[2] or 0) >= wanted
+        if price.accelerator.partition(":")[0] == name
+        and int(price.accelerator.partition(":")[2] or 0) >= wanted
     ]
     if not fitting:
         known = sorted({price.accelerator for price in PRICES if price.accelerator})

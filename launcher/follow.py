@@ -152,11 +152,19 @@ def _tell(event: RunEvent) -> None:
         "no_capacity": lambda: f"no machine to be had in {', '.join(data['regions'])}: waiting",
         "started": lambda: (
             f"attempt {event.attempt}: "
-            + (f"continues after step {data['resumed_from']}" if data["resumed_from"] else "starts at the beginning")
+            + (
+                f"continues after step {data['resumed_from']}"
+                if data["resumed_from"]
+                else "starts at the beginning"
+            )
         ),
         "notice": lambda: f"attempt {event.attempt}: the machine is being taken, {data['step']} steps done",
-        "fallback": lambda: f"attempt {event.attempt}: a checkpoint is damaged, using the one before: {data['problem']}",
-        "save_failed": lambda: f"attempt {event.attempt}: step {data['step']} could not be saved: {data['error']}",
+        "fallback": lambda: (
+            f"attempt {event.attempt}: a checkpoint is damaged, using the one before: {data['problem']}"
+        ),
+        "save_failed": lambda: (
+            f"attempt {event.attempt}: step {data['step']} could not be saved: {data['error']}"
+        ),
         "ended": lambda: f"attempt {event.attempt}: machine gone ({data['reason']})",
         "limit": lambda: f"stopping: {data['what']}",
         "exported": lambda: f"model exported, {data['bytes'] / 1e6:.1f} MB",

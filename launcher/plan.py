@@ -144,12 +144,16 @@ def _candidates(request: TrainRequest, accelerator: str) -> Sequence[Candidate]:
         price
         for infra in wanted
         for price in prices
-        if infra.cloud == price.cloud and infra.region in (None, price.region) and infra.zone in (None, price.zone)
+        if infra.cloud == price.cloud
+        and infra.region in (None, price.region)
+        and infra.zone in (None, price.zone)
     ]
     if not fitting:
         places = ", ".join(str(infra) for infra in wanted)
         known = ", ".join(sorted({f"{price.cloud}/{price.region}" for price in prices}))
-        raise UsageError(f"no known price of {accelerator or 'a CPU machine'} in {places}", hint=f"known: {known}")
+        raise UsageError(
+            f"no known price of {accelerator or 'a CPU machine'} in {places}", hint=f"known: {known}"
+        )
     return [_priced(price, request, price.cloud, price.zone, SOURCE) for price in fitting]
 
 
@@ -202,7 +206,9 @@ def _work(request: TrainRequest) -> tuple[int, float]:
     train, data = request.config.train, request.config.data
     corpus = request.corpus_tokens or _CORPUS_TOKENS
     per_step = train.global_batch_size * data.max_length
-    steps = train.max_steps if train.max_steps >= 0 else max(1, round(corpus * train.num_train_epochs / per_step))
+    steps = (
+        train.max_steps if train.max_steps >= 0 else max(1, round(corpus * train.num_train_epochs / per_step))
+    )
     return steps, float(steps * per_step)
 
 

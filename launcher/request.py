@@ -68,7 +68,9 @@ def _recipe(asked: Asked) -> Recipe:
     if (asked.preempt_every or asked.spot_trace) and not asked.spot:
         raise UsageError("on-demand machines are not taken away", hint="add --spot, or drop the spot market")
     if asked.preempt_every and asked.spot_trace:
-        raise UsageError("--preempt-every and --spot-trace are two different markets", hint="give one of them")
+        raise UsageError(
+            "--preempt-every and --spot-trace are two different markets", hint="give one of them"
+        )
     method: Method = asked.method  # type: ignore[assignment]  # click.Choice has checked it
     if asked.model is None:
         return get_recipe(asked.size or "tiny", method)

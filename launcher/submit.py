@@ -41,12 +41,16 @@ class CorpusCount:
     """Estimated from characters."""
 
 
-def corpus_files(size: str | None, data: Sequence[str], held_out: Sequence[str]) -> tuple[list[Path], list[Path]]:
+def corpus_files(
+    size: str | None, data: Sequence[str], held_out: Sequence[str]
+) -> tuple[list[Path], list[Path]]:
     """The user's files, or for `tiny` the example corpus, written once to the cache."""
     if data:
         return [Path(path) for path in data], [Path(path) for path in held_out]
     if size != "tiny":
-        raise UsageError("no corpus: a model of this size needs --data FILE", hint="vlaunch data stats FILE looks at one")
+        raise UsageError(
+            "no corpus: a model of this size needs --data FILE", hint="vlaunch data stats FILE looks at one"
+        )
     from trainer.data.example import write_example
 
     train, rest = write_example(cache_dir() / "example")
@@ -66,8 +70,13 @@ def count_corpus(paths: Sequence[Path]) -> CorpusCount:
         characters += sum(len(turn.text) for turn in conversation.turns)
     for report in corpus.files:
         if not report.conversations:
-            reasons = ", ".join(f"{count} x {reason}" for reason, count in report.refused.items()) or "it is empty"
-            raise DataError(f"{report.path} has no usable conversation: {reasons}", hint=f"vlaunch data stats {report.path}")
+            reasons = (
+                ", ".join(f"{count} x {reason}" for reason, count in report.refused.items()) or "it is empty"
+            )
+            raise DataError(
+                f"{report.path} has no usable conversation: {reasons}",
+                hint=f"vlaunch data stats {report.path}",
+            )
     return CorpusCount(tuple(corpus.files), conversations, int(characters / _CHARACTERS_PER_TOKEN))
 
 

@@ -17,7 +17,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,12 @@ def random_state(world: World) -> dict[str, Tensor]:
 
 
 def restore(
-    directory: Path, manifest: Manifest, model: nn.Module, optimiser: torch.optim.AdamW, world: World, seed: int
+    directory: Path,
+    manifest: Manifest,
+    model: nn.Module,
+    optimiser: torch.optim.AdamW,
+    world: World,
+    seed: int,
 ) -> bool:
     """Load a verified checkpoint into a sharded model of any world size.
 
@@ -231,7 +235,9 @@ class Checkpointer:
         if verdict == "durable":
             self.durable_step = step
         if verdict == "fenced":
-            self._fenced = Fenced("a newer attempt has claimed this run", hint="nothing is lost: it continues")
+            self._fenced = Fenced(
+                "a newer attempt has claimed this run", hint="nothing is lost: it continues"
+            )
         if self._world.leads:
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -242,14 +248,21 @@ class Checkpointer:
             # DCP numbers the shards of rank r from r + 1.
             files = sorted(directory.glob(f"shard-{self._world.rank + 1:05d}-*"))
             entries = [
-                put_blob(self._store, path, epoch=self._lease.epoch, known=self._lease.reusable) for path in files
+                put_blob(self._store, path, epoch=self._lease.epoch, known=self._lease.reusable)
+                for path in files
             ]
             return _Sent(tuple(entries), None)
         except (StoreError, OSError, RuntimeError, dcp.CheckpointException) as error:
             return _Sent((), str(error))
 
     def _commit(
-        self, step: int, position: Position, everyone: list[_Sent], taken_at: float, stall_s: float, began: float
+        self,
+        step: int,
+        position: Position,
+        everyone: list[_Sent],
+        taken_at: float,
+        stall_s: float,
+        began: float,
     ) -> str:
         """The commit point, on the first process alone. Returns durable, failed or fenced."""
         problems = [sent.problem for sent in everyone if sent.problem]

@@ -16,8 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from trainer.errors import ConfigError
 
-FORMAT_VERSION = 1
-
 Method = Literal["full", "lora", "qlora"]
 Strategy = Literal["fsdp", "deepspeed"]
 
@@ -159,7 +157,7 @@ class ExportSection(Section):
 class TrainConfig(Section):
     """The whole configuration of a run."""
 
-    version: Literal[1] = FORMAT_VERSION
+    version: Literal[1] = 1
     recipe: str = "custom"
     """The recipe this came from, for people."""
     model: ModelSection = ModelSection()

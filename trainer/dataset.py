@@ -36,12 +36,12 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         return Batch(
-            *(t.to(device, non_blocking=True) for t in self._tensors()),
+            self.input_ids.to(device, non_blocking=True),
+            self.position_ids.to(device, non_blocking=True),
+            self.predictors.to(device, non_blocking=True),
+            self.targets.to(device, non_blocking=True),
             self.boundaries,
         )
-
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.input_ids, self.position_ids, self.predictors, self.targets
 
 
 class TokenisedCorpus:
@@ -59,7 +59,9 @@ class TokenisedCorpus:
         self._trained: NDArray[np.uint8] = np.memmap(directory / TRAINED, np.uint8, "r", shape=(total,))
         self.lengths: Ints = self._ends - self._starts
         self.trained_counts: Ints = (
-            np.add.reduceat(self._trained, self._starts, dtype=np.int64) if total else np.empty(0, dtype=np.int64)
+            np.add.reduceat(self._trained, self._starts, dtype=np.int64)
+            if total
+            else np.empty(0, dtype=np.int64)
         )
 
     def __len__(self) -> int:

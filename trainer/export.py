@@ -9,8 +9,13 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from trainer.artifacts.layout import EXPORT_MANIFEST, export_key
 from trainer.artifacts.manifest import hash_file
@@ -20,18 +25,22 @@ from trainer.parallel import World
 
 
 def export(
-    model: PreTrainedModel, tokeniser: PreTrainedTokenizerFast, directory: Path, world: World, dtype: torch.dtype
+    model: PreTrainedModel,
+    tokeniser: PreTrainedTokenizerFast,
+    directory: Path,
+    world: World,
+    dtype: torch.dtype,
 ) -> None:
     """Write the whole model to `directory` on the first process; a collective.
 
     Costs one full copy in the first process's host memory.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(model, options=options)
+    gathered: dict[str, Any] = get_model_state_dict(model, options=options)
     if not world.leads:
         return
     shutil.rmtree(directory, ignore_errors=True)
-    state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    state = {name: tensor.to(dtype) for name, tensor in gathered.items()}
     shape = model.config
     shape.dtype = dtype
     shape.use_cache = True
@@ -49,7 +58,7 @@ def publish(store: Store, directory: Path, facts: dict[str, Any]) -> int:
 
     Putting the same file twice is harmless: every attempt that gets here exports the same weights.
     """
-    files = []
+    files: list[dict[str, Any]] = []
     for path in sorted(path for path in directory.iterdir() if path.is_file()):
         store.put_file(export_key(path.name), path)
         files.append({"name": path.name, "sha256": hash_file(path), "size": path.stat().st_size})
@@ -60,7 +69,7 @@ def publish(store: Store, directory: Path, facts: dict[str, Any]) -> int:
 
 def answer(directory: Path, template: ChatTemplate, prompt: str, max_new_tokens: int) -> str:
     """One greedy reply of the exported model, loaded as any user would load it."""
-    model = AutoModelForCausalLM.from_pretrained(directory)
+    model: Any = AutoModelForCausalLM.from_pretrained(directory)
     tokeniser = AutoTokenizer.from_pretrained(directory)
     text = template.prompt((Turn("user", prompt),))
     tokens = tokeniser(text, return_tensors="pt")

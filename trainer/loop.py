@@ -7,6 +7,7 @@ save. Between two steps no partial gradient exists, so a step boundary is the on
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -85,13 +86,15 @@ def train(job: Job, start: int) -> tuple[Ending, int]:
     return "finished", job.total_steps
 
 
-def held_out_loss(model: PreTrainedModel, corpus: TokenisedCorpus, limit: int, world: World, rows: int) -> float:
+def held_out_loss(
+    model: PreTrainedModel, corpus: TokenisedCorpus, limit: int, world: World, rows: int
+) -> float:
     """Mean loss per trained token over the first `limit` conversations, dropout off; draws no random number."""
     count = min(limit, len(corpus))
     total = float(corpus.trained_counts[:count].sum())
     mine = np.arange(world.rank, count, world.size)
     width = max(1, rows)
-    steps = -(-(-(-count // world.size)) // width)
+    steps = math.ceil(math.ceil(count / world.size) / width)
     model.eval()
     summed = 0.0
     with torch.no_grad():

@@ -13,15 +13,22 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from trainer import attention
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
 
 
-def model_config(config: TrainConfig, tokeniser: PreTrainedTokenizerFast, base: Path | None) -> PreTrainedConfig:
+def model_config(
+    config: TrainConfig, tokeniser: PreTrainedTokenizerFast, base: Path | None
+) -> PreTrainedConfig:
     """The Hugging Face config of the network to train."""
     try:
         if base is not None:
@@ -37,7 +44,9 @@ def model_config(config: TrainConfig, tokeniser: PreTrainedTokenizerFast, base: 
     except (ValueError, TypeError, OSError) as error:
         raise ConfigError(f"model: {error}") from None
     if len(tokeniser) > shape.vocab_size:
-        raise ConfigError(f"the tokeniser has {len(tokeniser)} tokens, the base model only {shape.vocab_size}")
+        raise ConfigError(
+            f"the tokeniser has {len(tokeniser)} tokens, the base model only {shape.vocab_size}"
+        )
     shape.update(
         {
             "bos_token_id": tokeniser.bos_token_id,
@@ -95,7 +104,9 @@ def base_weights(model: PreTrainedModel, directory: Path) -> None:
         where |= dict.fromkeys(handle.keys(), handle)
     missing = [name for name, _ in model.named_parameters() if name not in where]
     if missing:
-        raise ConfigError(f"the base model lacks {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""))
+        raise ConfigError(
+            f"the base model lacks {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+        )
     _fill(model, lambda name: where[name].get_tensor(name))
 
 

@@ -67,7 +67,9 @@ def _found(store: Store, config: TrainConfig, directory: Path) -> Inputs:
     made = directory / "inputs"
     report = json.loads((made / _REPORT).read_text())
     held_out = made / _HELD_OUT if report[_HELD_OUT] else None
-    return Inputs(made / _TOKENISER, made / _TRAIN, held_out, _base(store, config, directory / "base"), report)
+    return Inputs(
+        made / _TOKENISER, made / _TRAIN, held_out, _base(store, config, directory / "base"), report
+    )
 
 
 def fetch_all(store: Store, entries: list[FileEntry], directory: Path) -> list[Path]:

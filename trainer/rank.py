@@ -9,10 +9,9 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from trainer import export as exporting
 from trainer import model as building
@@ -91,7 +90,7 @@ def _set_up(
 ) -> tuple[Job, PreTrainedTokenizerFast, int, RankObserver]:
     config, train_config = brief.config, brief.config.train
     clock = Stopwatch(brief.clock)
-    tokeniser = AutoTokenizer.from_pretrained(brief.inputs.tokeniser)
+    tokeniser = PreTrainedTokenizerFast.from_pretrained(brief.inputs.tokeniser)
     corpus = TokenisedCorpus(brief.inputs.train)
     held_out = TokenisedCorpus(brief.inputs.held_out) if brief.inputs.held_out else None
     rows = (
@@ -171,7 +170,9 @@ def _make_durable(job: Job, step: int) -> None:
         if saver.durable_step < step:
             over = job.world.agree(float(job.world.leads and time.monotonic() > deadline))[0]
             if over:
-                raise StoreError(f"training is done, but its last step could not be stored for {_PATIENCE_S:.0f} s")
+                raise StoreError(
+                    f"training is done, but its last step could not be stored for {_PATIENCE_S:.0f} s"
+                )
             time.sleep(_PAUSE_S)
 
 
@@ -248,12 +249,3 @@ class RankObserver:
     def close(self) -> None:
         if self._tracker is not None:
             self._tracker.close()
-
-
-def describe(error: BaseException) -> dict[str, Any]:
-    """An error as the supervisor reads it."""
-    return {
-        "error": getattr(error, "message", None) or f"{type(error).__name__}: {error}",
-        "hint": getattr(error, "hint", None),
-        "exit_code": getattr(error, "exit_code", 1),
-    }

@@ -130,6 +130,10 @@ def get_recipe(size: str, method: Method = "full") -> Recipe:
     name = size.lower().removesuffix("b") if size.lower() != "tiny" else "tiny"
     if name not in RECIPES:
         close = difflib.get_close_matches(size, list(RECIPES), n=1)
-        hint = f"did you mean {close[0]}?" if close else f"sizes are {', '.join(RECIPES)}; --model takes any other"
+        hint = (
+            f"did you mean {close[0]}?"
+            if close
+            else f"sizes are {', '.join(RECIPES)}; --model takes any other"
+        )
         raise ConfigError(f"no recipe of size {size!r}", hint=hint)
     return RECIPES[name](method)

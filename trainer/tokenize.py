@@ -113,7 +113,9 @@ class Encoder:
         self._template = template
         self._bos = [] if tokeniser.bos_token_id is None else [tokeniser.bos_token_id]
 
-    def encode(self, conversations: list[Conversation]) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.uint8]]]:
+    def encode(
+        self, conversations: list[Conversation]
+    ) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.uint8]]]:
         """Yields, per conversation, ids (L,) and flags (L,), 1 where the loss counts; the first is never 1."""
         rendered = [self._template.render(conversation) for conversation in conversations]
         texts = ["".join(segment.text for segment in segments) for segments in rendered]
@@ -131,7 +133,10 @@ class Encoder:
 
     def _has_foreign_special(self, segments: list[Segment]) -> bool:
         return any(
-            special in segment.text for segment in segments if not segment.special for special in self._specials
+            special in segment.text
+            for segment in segments
+            if not segment.special
+            for special in self._specials
         )
 
     def _piecewise(self, segments: list[Segment]) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
@@ -172,7 +177,9 @@ def write_corpus(
     kept = total = trained = cut = untrained = 0
     source = iter(conversations)
     with ExitStack() as stack:
-        outs: list[BinaryIO] = [stack.enter_context((directory / name).open("wb")) for name in (TOKENS, TRAINED, ENDS)]
+        outs: list[BinaryIO] = [
+            stack.enter_context((directory / name).open("wb")) for name in (TOKENS, TRAINED, ENDS)
+        ]
         while chunk := list(islice(source, _BATCH)):
             for ids, flags in encoder.encode(chunk):
                 cut += len(ids) > max_length
@@ -183,6 +190,7 @@ def write_corpus(
                 kept += 1
                 total += len(ids)
                 trained += int(flags.sum())
-                for out, array in zip(outs, (ids, flags, np.array([total], dtype=np.int64)), strict=True):
-                    out.write(array.tobytes())
+                ends = np.array([total], dtype=np.int64)
+                for out, data in zip(outs, (ids.tobytes(), flags.tobytes(), ends.tobytes()), strict=True):
+                    out.write(data)
     return TokenCounts(kept, total, trained, cut, untrained)

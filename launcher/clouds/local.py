@@ -48,7 +48,9 @@ class LocalCloud:
         while not (home / PID).exists():
             if process.poll() is not None or time.monotonic() > deadline:
                 last = (home / "keeper.log").read_text(errors="replace").strip().splitlines()[-1:]
-                raise NotReady(f"the keeper of the run did not start: {' '.join(last)}", hint=f"see {home}/keeper.log")
+                raise NotReady(
+                    f"the keeper of the run did not start: {' '.join(last)}", hint=f"see {home}/keeper.log"
+                )
             time.sleep(_LOOK_S)
 
     def alive(self, run_uri: str) -> bool:

@@ -13,11 +13,14 @@ from launcher.train_options import Asked, train_options
 
 @options.verb(
     "plan",
-    examples=("vlaunch plan --size 13 --spot --infra aws", "vlaunch plan --size 7 --method qlora --infra aws --json"),
+    examples=(
+        "vlaunch plan --size 13 --spot --infra aws",
+        "vlaunch plan --size 7 --method qlora --infra aws --json",
+    ),
 )
 @train_options
 @click.pass_context
-def command(ctx: click.Context, **given: Any) -> None:
+def command(ctx: click.Context, /, **given: Any) -> None:
     """Hours, dollars, places in order of preference, checkpoint cadence and risks of a training run.
 
     Prices are a dated table in the package, hours an estimate from stated assumptions.

@@ -8,7 +8,9 @@ from launcher import options
 from launcher.output import emit, say
 
 
-@options.verb("resume", examples=("vlaunch resume tiny-1120-230501", "vlaunch resume tiny-1120-230501 --detach"))
+@options.verb(
+    "resume", examples=("vlaunch resume tiny-1120-230501", "vlaunch resume tiny-1120-230501 --detach")
+)
 @options.run_argument
 @options.store
 @options.detach

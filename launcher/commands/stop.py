@@ -27,5 +27,9 @@ def command(ctx: click.Context, run: str, store: str) -> None:
         wait_until_left(run_uri(store, name))
     seen = view(read_run(store, name), datetime.now(UTC))
     durable = f"durable at step {seen.durable_step}" if seen.durable_step else "nothing durable yet"
-    text = f"{name} is {seen.state.value}, {durable}" if asked else f"{name} was not running; it is {seen.state.value}"
+    text = (
+        f"{name} is {seen.state.value}, {durable}"
+        if asked
+        else f"{name} was not running; it is {seen.state.value}"
+    )
     emit(ctx, {**seen.as_dict(), "was_running": asked}, text)

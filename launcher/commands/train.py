@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @options.detach
 @options.yes
 @click.pass_context
-def command(ctx: click.Context, dry_run: bool, detach: bool, yes: bool, **given: Any) -> None:
+def command(ctx: click.Context, /, dry_run: bool, detach: bool, yes: bool, **given: Any) -> None:
     """Train a model. The run survives its machines: each one continues where the last durable checkpoint is.
 
     Given again with the same --name, the command goes on with that run. --dry-run prints the plan to stderr and
@@ -48,7 +48,9 @@ def command(ctx: click.Context, dry_run: bool, detach: bool, yes: bool, **given:
         click.echo(render_train(plan, request), nl=False)
         return
     submit.refuse_unsupported(request)
-    train, held_out = submit.corpus_files(asked.size if not asked.model else None, asked.data, asked.eval_data)
+    train, held_out = submit.corpus_files(
+        asked.size if not asked.model else None, asked.data, asked.eval_data
+    )
     count = submit.count_corpus(train)
     submit.say_counts(count)
     if held_out:

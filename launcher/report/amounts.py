@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from datetime import timedelta
 from fractions import Fraction
 
-from launcher.costs import PARTS, ZERO, CostReport
+from launcher.costs import PARTS, CostReport
 
+# A shorter wait is only the time between two journal entries.
+WORTH_SAYING = timedelta(seconds=1)
 # The order of the one-line total: what the money was for comes first.
 _SHOWN = ("useful", "restart", "lost", "idle")
 
@@ -71,7 +73,7 @@ def total_line(report: CostReport) -> str:
     have been $0.0093: saved 56 %; nothing was paid (notional prices: as AWS m6i.large, catalog 2025-12)
     """
     if not report.charges:
-        wait = f"; waited {duration(report.waiting)} for one" if report.waiting > ZERO else ""
+        wait = f"; waited {duration(report.waiting)} for one" if report.waiting >= WORTH_SAYING else ""
         return f"$0.00: no machine has run yet{wait}"
     share = shares(report)
     split = ", ".join(f"{part} {share[part]} %" for part in _SHOWN)

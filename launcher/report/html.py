@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from launcher.attempts import region_name
 from launcher.costs import Charge, Charges, CostReport, combine
-from launcher.report.amounts import duration, places_for, shares, total_line, usd
+from launcher.report.amounts import WORTH_SAYING, duration, places_for, shares, total_line, usd
 from launcher.report.charts import colour_of, definitions, loss_chart, timeline
 from launcher.report.markup import Markup, tag
 from launcher.report.theme import CSS
@@ -132,7 +132,7 @@ def _loss_card(record: RunRecord, seen: RunView) -> Markup:
 def _timeline_card(bill: CostReport, now: datetime) -> Markup:
     began = min(charge.attempt.asked for charge in bill.charges)
     regions = len(bill.by_region())
-    waited = f", {duration(bill.waiting)} without a machine" if bill.waiting else ""
+    waited = f", {duration(bill.waiting)} without a machine" if bill.waiting >= WORTH_SAYING else ""
     note = f"{len(bill.charges)} attempts in {regions} region{'s' if regions > 1 else ''}{waited}."
     return tag(
         "div",

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from launcher.attempts import region_name
 from launcher.costs import Charges, CostReport, combine
 from launcher.output import table
-from launcher.report.amounts import duration, places_for, total_line, usd
+from launcher.report.amounts import WORTH_SAYING, duration, places_for, total_line, usd
 from launcher.report.curve import curve
 from launcher.runview import RunRecord, RunView
 from trainer.artifacts.metrics import EvalRecord, StepRecord
@@ -68,7 +68,7 @@ def bill_text(report: CostReport) -> str:
     lines = (
         [table(_BILL, rows, right=("ATTEMPT", "TIME", *map(str.upper, _SHOWN), "DOLLARS"))] if rows else []
     )
-    if report.waiting:
+    if report.waiting >= WORTH_SAYING:
         lines.append(f"without a machine: {duration(report.waiting)}\n")
     lines += [f"note: {note}\n" for note in report.notes]
     return "".join([*lines, total_line(report), "\n"])

@@ -60,7 +60,9 @@ def load_trace(path: Path) -> SpotTrace:
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not a spot trace ({error!r})", hint=f"a trace is {_FORM}") from None
     if gap <= 0 or not counts or min(counts) < 0:
-        raise UsageError(f"{path}: a spot trace needs a positive gap and counts from 0", hint=f"a trace is {_FORM}")
+        raise UsageError(
+            f"{path}: a spot trace needs a positive gap and counts from 0", hint=f"a trace is {_FORM}"
+        )
     match = _ZONE.match(path.stem)
     zone, region = (match["zone"], match["region"]) if match else (path.stem, path.stem)
     return SpotTrace(zone, region, gap, counts)

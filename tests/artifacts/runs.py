@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -116,6 +116,29 @@ class Observer:
                     raise Violation(f"{manifest.key} counts although epoch {epoch} resumed before it")
 
 
+def checkpoint(lease: Lease, disk: Disk, step: int, **changes: object) -> Manifest:
+    """Sends the files of a step, unless `changes` names others, and returns their manifest, uncommitted."""
+    if "files" not in changes:
+        known = lease.reusable
+        changes["files"] = [
+            put_blob(lease.store, p, epoch=lease.epoch, known=known) for p in disk.files(step)
+        ]
+    fields = dict(step=step, epoch=lease.epoch, parent=None, world_size=1, samples=step * 4, tokens=step * 40)
+    return Manifest.model_validate(fields | changes)
+
+
+def begin(store: Store) -> Lease:
+    """A new attempt that resumes from the newest checkpoint."""
+    lease = claim(store)
+    newest = next(lease.newest(), None)
+    lease.start(newest.step if newest else 0, newest.key if newest else None)
+    return lease
+
+
+def steps(store: Store) -> list[int]:
+    return [manifest.step for manifest in valid_manifests(store)]
+
+
 @dataclass(frozen=True)
 class Habits:
     """How an attempt goes about it. The defaults are the protocol; tests break one habit at a time."""
@@ -150,13 +173,13 @@ class Attempt:
         except Fenced:
             return
 
-    def restore(self, store: Store, listed: object) -> Manifest | None:
-        for manifest in listed:  # type: ignore[attr-defined]
+    def restore(self, store: Store, listed: Iterable[Manifest]) -> Manifest | None:
+        for manifest in listed:
             try:
                 with tempfile.TemporaryDirectory(dir=self.disk.folder) as folder:
                     for file in manifest.files:
                         fetch_verified(store, file, Path(folder))
-                return manifest  # type: ignore[no-any-return]
+                return manifest
             except (CorruptObject, MissingKey):
                 continue
         return None
@@ -164,15 +187,8 @@ class Attempt:
     def save(self, store: Store, lease: Lease, step: int, parent: Manifest | None) -> None:
         habits = self.habits
         try:
-            manifest = Manifest(
-                step=step,
-                epoch=lease.epoch,
-                parent=parent.key if parent else None,
-                world_size=1,
-                samples=step * 4,
-                tokens=step * 40,
-                files=tuple(self.send(store, lease, path) for path in self.disk.files(step)),
-            )
+            files = tuple(self.send(store, lease, path) for path in self.disk.files(step))
+            manifest = checkpoint(lease, self.disk, step, files=files, parent=parent.key if parent else None)
             self.persist(lease, manifest)
             self.observer.believes_durable(manifest)
             collect_garbage(store, lease, habits.keep_last, habits.keep_every, habits.grace_s)

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.artifacts.runs import Attempt, Disk, Habits, Observer
-from tests.artifacts.stores import Fate, MemoryStore, Writer
+from tests.artifacts.runs import Attempt, Disk, Habits, Observer, begin, checkpoint, steps
+from tests.artifacts.stores import Fate, MemoryStore, Operation, Writer
 from trainer.artifacts.fencing import (
-    Lease,
     claim,
     collect_garbage,
     is_valid,
@@ -20,6 +19,7 @@ from trainer.artifacts.fencing import (
 )
 from trainer.artifacts.layout import epoch_start_key, manifest_key
 from trainer.artifacts.manifest import FileEntry, Manifest, put_blob
+from trainer.artifacts.store import Store
 from trainer.errors import CorruptObject, Fenced, StoreError
 
 
@@ -31,26 +31,6 @@ def store() -> MemoryStore:
 @pytest.fixture
 def disk(tmp_path: Path) -> Disk:
     return Disk(tmp_path)
-
-
-def checkpoint(lease: Lease, disk: Disk, step: int, **changes: object) -> Manifest:
-    files = tuple(
-        put_blob(lease.store, path, epoch=lease.epoch, known=lease.reusable) for path in disk.files(step)
-    )
-    fields = dict(step=step, epoch=lease.epoch, parent=None, world_size=1, samples=0, tokens=0, files=files)
-    return Manifest.model_validate(fields | changes)
-
-
-def begin(store: MemoryStore) -> Lease:
-    """A new attempt that resumes from the newest checkpoint."""
-    lease = claim(store)
-    newest = next(lease.newest(), None)
-    lease.start(newest.step if newest else 0, newest.key if newest else None)
-    return lease
-
-
-def steps(store: MemoryStore) -> list[int]:
-    return [manifest.step for manifest in valid_manifests(store)]
 
 
 def test_a_manifest_counts_unless_a_later_epoch_resumed_before_it() -> None:
@@ -245,11 +225,11 @@ def _stands_before_deleting(store: MemoryStore, disk: Disk, observer: Observer, 
 def test_a_blob_whose_deletion_got_no_answer_is_never_counted_on_again(
     store: MemoryStore, disk: Disk
 ) -> None:
-    under_way = []
+    under_way: list[Operation] = []
     problems: list[str] = []
 
-    def program(view: object) -> None:
-        lease = begin(view)  # type: ignore[arg-type]
+    def program(view: Store) -> None:
+        lease = begin(view)
         for step in (10, 20):
             lease.commit(checkpoint(lease, disk, step))
         with pytest.raises(StoreError):

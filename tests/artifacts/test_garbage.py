@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.artifacts.runs import Disk
+from tests.artifacts.runs import Disk, begin, checkpoint, steps
 from tests.artifacts.stores import InterceptedStore, MemoryStore, Operation
-from tests.artifacts.test_fencing import begin, checkpoint, steps
-from trainer.artifacts.fencing import claim, collect_garbage, valid_manifests
+from trainer.artifacts.fencing import Lease, claim, collect_garbage, valid_manifests
 from trainer.artifacts.layout import CONFIG, EXPORT_MANIFEST, cache_key, manifest_key
 from trainer.artifacts.local import LocalStore
 from trainer.artifacts.manifest import put_blob
@@ -26,7 +25,7 @@ def disk(tmp_path: Path) -> Disk:
     return Disk(tmp_path)
 
 
-def saved(store: MemoryStore, disk: Disk, *wanted: int) -> object:
+def saved(store: MemoryStore, disk: Disk, *wanted: int) -> Lease:
     lease = begin(store)
     for step in wanted:
         lease.commit(checkpoint(lease, disk, step))

@@ -163,7 +163,7 @@ class Protocol(RuleBasedStateMachine):
 
 
 class WithoutRot(Protocol):
-    """Nothing rots, so nothing that was durable may be lost for any reason; older checkpoints are kept too."""
+    """Nothing rots, so nothing durable may be lost for any reason; more checkpoints are kept."""
 
     habits = Habits(keep_last=2, keep_every=20)
     rots = False

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.artifacts.runs import Disk, Observer
+from tests.artifacts.runs import Disk, Observer, checkpoint
 from tests.artifacts.stores import InterceptedStore, MemoryStore, Operation
 from trainer.artifacts.fencing import claim, collect_garbage, valid_manifests
 from trainer.artifacts.local import LocalStore
-from trainer.artifacts.manifest import Manifest, fetch_verified, put_blob
+from trainer.artifacts.manifest import fetch_verified
 from trainer.artifacts.store import Store
 from trainer.errors import StoreError
 
@@ -44,12 +44,7 @@ def train(store: Store, disk: Disk, committed: list[int]) -> None:
     lease = claim(store)
     lease.start(0, None)
     for step in STEPS:
-        files = tuple(put_blob(store, path, epoch=lease.epoch) for path in disk.files(step))
-        lease.commit(
-            Manifest(
-                step=step, epoch=lease.epoch, parent=None, world_size=1, samples=0, tokens=0, files=files
-            )
-        )
+        lease.commit(checkpoint(lease, disk, step))
         committed.append(step)
         collect_garbage(store, lease, keep_last=1, keep_every=0, grace_s=-1.0)
 
@@ -94,5 +89,5 @@ def _resumes_whole(store: Store, folder: Path, committed: list[int]) -> None:
     newest = listed[0].step if listed else 0
     assert newest >= max(committed, default=0)
     lease.start(newest, listed[0].key if listed else None)
-    Observer(store, durable={}).check()
+    Observer(store).check()
     assert [m.key for m in valid_manifests(store)] == [m.key for m in listed]

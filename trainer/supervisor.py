@@ -1,0 +1,271 @@
+"""One attempt on this machine: claim, fetch, restore, start the processes, say what became of them.
+
+It claims the run, fetches what the box needs while torch is imported, and starts one process per GPU. The
+processes are forked after the import, once for all of them: on two cores a resumed step comes seconds earlier
+than through torchrun (docs/decisions/003). A process that dies takes the others with it at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from trainer.artifacts.fencing import Lease, claim
+from trainer.artifacts.journal import Journal
+from trainer.artifacts.layout import CONFIG
+from trainer.artifacts.manifest import Manifest
+from trainer.artifacts.store import Store, open_store
+from trainer.config import TrainConfig, decode_config
+from trainer.errors import CorruptObject, Fenced, MissingKey, Preempted, UsageError, VlaunchError
+
+if TYPE_CHECKING:
+    from trainer.prepare import Inputs
+    from trainer.rank import Brief
+
+log = logging.getLogger("trainer")
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+class Attempt:
+    """One life of the run on this machine."""
+
+    def __init__(self, run_uri: str, workdir: Path) -> None:
+        self._began = time.monotonic() - _age_of_process_s()
+        self._workdir = workdir
+        self._ranks: list[BaseProcess] = []
+        self.store: Store = open_store(run_uri)
+        self.clock: dict[str, float] = {}
+        signal.signal(signal.SIGTERM, self._on_notice)
+
+    def run(self) -> None:
+        """Returns when the run is finished, or raises the error whose exit code the box ends with."""
+        self._mark("start")
+        config = self._config()
+        lease = claim(self.store)
+        self.attempt = int(os.environ.get("VLAUNCH_ATTEMPT", lease.epoch))
+        self.journal = Journal(self.store, self.attempt, "box", quiet=True)
+        try:
+            self._live(config, lease)
+        except (Preempted, Fenced):
+            raise
+        except Exception as error:
+            told = describe(error)
+            self.journal.record("failed", **told)
+            if isinstance(error, VlaunchError):
+                raise
+            log.exception("the attempt failed")
+            raise VlaunchError(told["error"], hint="the traceback is above, and in vlaunch logs") from error
+
+    def _live(self, config: TrainConfig, lease: Lease) -> None:
+        shutil.rmtree(self._workdir, ignore_errors=True)
+        self._workdir.mkdir(parents=True)
+        self._mark("claim")
+        with ThreadPoolExecutor(2) as pool:
+            fetched = pool.submit(self._fetch, config)
+            restored = pool.submit(self._restore, lease)
+            self._import()
+            resumed = restored.result()
+            ready = fetched.result() or self._build(config)
+        self._mark("fetch")
+        lease.start(resumed.step if resumed else 0, resumed.key if resumed else None)
+        size = config.parallel.processes or _processes()
+        self.journal.record(
+            "started",
+            epoch=lease.epoch,
+            resumed_from=resumed.step if resumed else 0,
+            world_size=size,
+            region=os.environ.get("VLAUNCH_REGION", ""),
+            corpus=ready.report,
+        )
+        log.info(
+            "attempt %d: %s", self.attempt, f"resuming after step {resumed.step}" if resumed else "starting"
+        )
+        self._run_ranks(config, lease, ready, resumed, size)
+
+    def _config(self) -> TrainConfig:
+        try:
+            data = self.store.get(CONFIG)
+        except MissingKey:
+            raise UsageError(
+                f"there is no run at {self.store.uri}",
+                hint="the URI ends in runs/NAME; vlaunch runs lists them",
+            ) from None
+        return decode_config(data, f"{self.store.uri}/{CONFIG}")
+
+    def _fetch(self, config: TrainConfig) -> Inputs | None:
+        from trainer.prepare import fetch
+
+        return fetch(self.store, config, self._workdir)
+
+    def _build(self, config: TrainConfig) -> Inputs:
+        from trainer.prepare import build
+
+        log.info("preparing tokeniser and corpus")
+        return build(self.store, config, self._workdir)
+
+    def _restore(self, lease: Lease) -> Manifest | None:
+        """The newest checkpoint whose every byte is right, on this disk; None where there is none."""
+        from trainer.prepare import fetch_all
+
+        for manifest in lease.newest():
+            try:
+                fetch_all(self.store, list(manifest.files), self._workdir / "checkpoint")
+                return manifest
+            except (CorruptObject, MissingKey) as error:
+                log.warning(
+                    "checkpoint of step %d is damaged, using the one before: %s", manifest.step, error
+                )
+                self.journal.record("fallback", manifest=manifest.key, problem=error.message)
+                shutil.rmtree(self._workdir / "checkpoint", ignore_errors=True)
+        return None
+
+    def _import(self) -> None:
+        """The heavy imports, once for all processes, while the network is busy with the inputs."""
+        import transformers.models.llama.modeling_llama  # noqa: F401
+
+        import trainer.rank  # noqa: F401
+
+        self._mark("import")
+
+    def _run_ranks(
+        self, config: TrainConfig, lease: Lease, inputs: Inputs, resumed: Manifest | None, size: int
+    ) -> None:
+        from trainer.rank import Brief
+
+        brief = Brief(
+            config=config,
+            store=self.store,
+            lease=lease,
+            journal=self.journal,
+            attempt=self.attempt,
+            inputs=inputs,
+            checkpoint=self._workdir / "checkpoint",
+            resumed=resumed,
+            workdir=self._workdir,
+            world_size=size,
+            threads=config.parallel.threads or max(1, (os.cpu_count() or 1) // size),
+            rendezvous=f"file://{self._workdir}/rendezvous",
+            clock=self.clock,
+        )
+        context = multiprocessing.get_context("fork")
+        self._ranks = [
+            context.Process(target=_forked, args=(brief, rank), name=f"rank {rank}") for rank in range(size)
+        ]
+        for process in self._ranks:
+            process.start()
+        self._wait()
+
+    def _wait(self) -> None:
+        """Until every process is gone; the first that fails ends the others, within milliseconds."""
+        alive = list(self._ranks)
+        while alive:
+            wait([process.sentinel for process in alive])
+            gone = [process for process in alive if not process.is_alive()]
+            alive = [process for process in alive if process.is_alive()]
+            # 75 is agreed on by all of them: each leaves by itself. Anything else leaves its peers hanging.
+            if any(process.exitcode not in (0, Preempted.exit_code) for process in gone):
+                for process in alive:
+                    process.kill()
+        codes = {process.exitcode for process in self._ranks}
+        if codes == {0}:
+            return
+        if codes == {Preempted.exit_code}:
+            raise Preempted("this machine is being taken away", hint="start the same command again elsewhere")
+        raise self._failure()
+
+    def _failure(self) -> VlaunchError:
+        """The first process's own words, else how it died."""
+        for path in sorted(self._workdir.glob("failure-*.json")):
+            told = json.loads(path.read_text())
+            error = VlaunchError(told["error"], hint=told["hint"])
+            error.exit_code = told["exit_code"]
+            return error
+        dead = next(p for p in self._ranks if p.exitcode not in (0, Preempted.exit_code))
+        cause = (
+            signal.Signals(-dead.exitcode).name
+            if dead.exitcode and dead.exitcode < 0
+            else f"code {dead.exitcode}"
+        )
+        return VlaunchError(f"{dead.name} died ({cause})", hint="SIGKILL usually means that memory ran out")
+
+    def _on_notice(self, _number: int, _frame: FrameType | None) -> None:
+        """SIGTERM: pass it on; before there is anything to save, simply go."""
+        if not self._ranks:
+            raise Preempted("this machine is being taken away", hint="start the same command again elsewhere")
+        for process in self._ranks:
+            if process.pid and process.is_alive():
+                os.kill(process.pid, signal.SIGTERM)
+
+    def _mark(self, part: str) -> None:
+        """Seconds since the mark before; the parts of a start are told in the journal."""
+        now = time.monotonic()
+        self.clock[part] = round(now - self._began, 3)
+        self._began = now
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """An error as the journal and the supervisor read it."""
+    return {
+        "error": getattr(error, "message", None) or f"{type(error).__name__}: {error}",
+        "hint": getattr(error, "hint", None),
+        "exit_code": getattr(error, "exit_code", 1),
+    }
+
+
+def _forked(brief: Brief, rank: int) -> None:
+    """A process of its own from here on: ends with the exit code of what happened."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no process outlives its supervisor
+    from trainer.preemption import Notice
+    from trainer.rank import run_rank
+
+    notice = Notice()
+    notice.listen()
+    os.environ["LOCAL_RANK"] = str(rank)
+    code = 0
+    try:
+        run_rank(brief, rank, notice)
+    except Preempted as error:
+        log.info(error.message)
+        code = error.exit_code
+    except BaseException as error:
+        if not isinstance(error, VlaunchError):
+            traceback.print_exc()
+        told = describe(error)
+        failure = brief.workdir / f"failure-{rank}.json"
+        failure.with_suffix(".part").write_text(json.dumps(told))
+        failure.with_suffix(".part").rename(failure)
+        code = int(told["exit_code"])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _processes() -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _age_of_process_s() -> float:
+    """Seconds since this process was started, interpreter start-up included; 0 off Linux."""
+    try:
+        with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
+            started = int(stat.read().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
+            return max(0.0, float(uptime.read().split()[0]) - started)
+    except OSError:
+        return 0.0
