@@ -28,22 +28,28 @@ def main(arguments: list[str] | None = None) -> int:
         "--workdir", type=Path, default=Path("vlaunch-work"), help="scratch space on this box; emptied first"
     )
     options = parser.parse_args(arguments)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout
-    )
+    start_logging()
     # Waiting OpenMP threads sleep instead of spinning: on a box whose cores are shared, spinning threads of one
     # process keep another's from running at all. Read by libgomp when torch loads it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from trainer.artifacts.store import open_store
     from trainer.supervisor import Attempt
 
     try:
-        Attempt(options.run, options.workdir.absolute()).run()
+        Attempt(open_store(options.run), options.workdir.absolute()).run()
     except VlaunchError as error:
         print(f"Error: {error.message}", file=sys.stderr)
         if error.hint:
             print(f"Hint: {error.hint}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def start_logging() -> None:
+    """What people read in `vlaunch logs`."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout
+    )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from trainer.artifacts.fencing import Lease, claim
 from trainer.artifacts.journal import Journal
 from trainer.artifacts.layout import CONFIG
 from trainer.artifacts.manifest import Manifest
-from trainer.artifacts.store import Store, open_store
+from trainer.artifacts.store import Store
 from trainer.config import TrainConfig, decode_config
 from trainer.errors import CorruptObject, Fenced, MissingKey, Preempted, UsageError, VlaunchError
 
@@ -44,11 +44,11 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 class Attempt:
     """One life of the run on this machine."""
 
-    def __init__(self, run_uri: str, workdir: Path) -> None:
+    def __init__(self, store: Store, workdir: Path) -> None:
         self._began = time.monotonic() - _age_of_process_s()
         self._workdir = workdir
         self._ranks: list[BaseProcess] = []
-        self.store: Store = open_store(run_uri)
+        self.store = store
         self.clock: dict[str, float] = {}
         signal.signal(signal.SIGTERM, self._on_notice)
 
@@ -166,8 +166,11 @@ class Attempt:
         self._ranks = [
             context.Process(target=_forked, args=(brief, rank), name=f"rank {rank}") for rank in range(size)
         ]
+        # A notice that comes between a fork and the child's own handler waits for that handler.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         for process in self._ranks:
             process.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         self._wait()
 
     def _wait(self) -> None:
@@ -235,6 +238,7 @@ def _forked(brief: Brief, rank: int) -> None:
 
     notice = Notice()
     notice.listen()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     os.environ["LOCAL_RANK"] = str(rank)
     code = 0
     try:

@@ -94,9 +94,11 @@ class Keeper:
                 self._wait_for_capacity(launch, events)
                 continue
             taken_at = market.taken_at(candidate.zone, now_s, attempt) + began
-            if self._live(launch, task, candidate, attempt, taken_at, events) == "finished":
+            if self._live(launch, task, candidate, attempt, taken_at, events) in ("finished", "stopped"):
                 return
-        Journal(self._store, attempt, "launcher", quiet=True).record("ended", reason="stopped")
+        # Asked to stop between two machines: there is none left that could say so.
+        latest = max((event.attempt for event in read_journal(self._store)), default=0)
+        Journal(self._store, latest, "launcher", quiet=True).record("stopping")
 
     def _live(
         self,

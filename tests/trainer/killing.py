@@ -1,0 +1,187 @@
+"""Lives of a training run that end by SIGKILL at chosen instants, for the exact-resume tests.
+
+Each life is a process group of its own, as on a spot machine. Lives are forked from a server that has imported
+torch, so that a hundred of them fit into a test; everything after the import is the real box program.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.artifacts.local import LocalStore
+from trainer.artifacts.store import Entry, open_store
+
+_LIVES = multiprocessing.get_context("forkserver")
+_LIVES.set_forkserver_preload(["trainer.rank", "transformers.models.llama.modeling_llama", __name__])
+
+# A life that is neither killed nor finished by then hangs: the test fails instead of waiting for ever.
+LONGEST_LIFE_S = 120.0
+
+
+@dataclass(frozen=True)
+class Death:
+    """When a life ends.
+
+    before / after: at the `nth` store operation whose key starts with `key`.
+    staging: while the `nth` checkpoint is being written to the local disk.
+    later: `seconds` after the first step of this life is known to the store.
+    never: it is left to finish.
+    """
+
+    when: str
+    key: str = ""
+    nth: int = 1
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        what = {"later": f"{self.seconds:.3f} s", "staging": "", "never": ""}.get(self.when, self.key)
+        return f"{self.when} {what} #{self.nth}"
+
+
+def die() -> None:
+    """SIGKILL to the whole machine: supervisor and all of its processes."""
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+class FatalStore:
+    """A local store in which a chosen write is the last thing that the machine does."""
+
+    def __init__(self, inner: LocalStore, death: Death) -> None:
+        self._inner, self._death = inner, death
+        self._left = death.nth
+        self._lock = threading.Lock()
+        self.uri = inner.uri
+
+    def put_new(self, key: str, data: bytes) -> bool:
+        return bool(self._fatal(key, lambda: self._inner.put_new(key, data)))
+
+    def put(self, key: str, data: bytes) -> None:
+        self._fatal(key, lambda: self._inner.put(key, data))
+
+    def put_file(self, key: str, path: Path) -> None:
+        self._fatal(key, lambda: self._inner.put_file(key, path))
+
+    def get(self, key: str) -> bytes:
+        return self._inner.get(key)
+
+    def get_file(self, key: str, path: Path) -> None:
+        self._inner.get_file(key, path)
+
+    def size(self, key: str) -> int | None:
+        return self._inner.size(key)
+
+    def list(self, prefix: str = "", *, start_after: str = "") -> Iterator[Entry]:
+        return self._inner.list(prefix, start_after=start_after)
+
+    def children(self, prefix: str = "") -> list[str]:  # type: ignore[valid-type]
+        return self._inner.children(prefix)
+
+    def delete(self, key: str) -> None:
+        self._inner.delete(key)
+
+    def _fatal(self, key: str, write: Callable[[], object]) -> object:
+        chosen = self._death.when in ("before", "after") and key.startswith(self._death.key)
+        if chosen:
+            with self._lock:
+                self._left -= 1
+                chosen = self._left == 0
+        if chosen and self._death.when == "before":
+            die()
+        done = write()
+        if chosen:
+            die()
+        return done
+
+
+def live(run: str, workdir: Path, death: Death, *, forget_random_state: bool = False) -> bool:
+    """One life. Returns whether it was killed (or else finished)."""
+    process = _LIVES.Process(target=_life, args=(run, workdir, death, forget_random_state))
+    process.start()
+    if death.when == "later":
+        _wait_for_training(run, process)
+        process.join(death.seconds)
+        _kill_group(process.pid)
+    process.join(LONGEST_LIFE_S)
+    if process.is_alive():
+        _kill_group(process.pid)
+        raise AssertionError(f"a life ({death}) hung; its output is in {workdir}.log")
+    if process.exitcode not in (0, -signal.SIGKILL):
+        raise AssertionError(
+            f"a life ({death}) ended with {process.exitcode}:\n{_log(workdir).read_text()[-3000:]}"
+        )
+    return process.exitcode != 0
+
+
+def _life(run: str, workdir: Path, death: Death, forget_random_state: bool) -> None:
+    os.setsid()
+    log = os.open(_log(workdir), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    from trainer.__main__ import start_logging
+    from trainer.supervisor import Attempt
+
+    start_logging()
+    if forget_random_state:
+        _forget_random_state()
+    store = open_store(run)
+    assert isinstance(store, LocalStore)
+    if death.when == "staging":
+        threading.Thread(target=_die_in_staging, args=(workdir / "stage", death.nth), daemon=True).start()
+    Attempt(FatalStore(store, death), workdir).run()
+    sys.stdout.flush()
+
+
+def _die_in_staging(stage: Path, nth: int) -> None:
+    """The nth folder of a checkpoint has appeared: its files are being written at this very moment."""
+    seen: set[str] = set()
+    while True:
+        seen |= {path.name for path in stage.glob("step-*")} if stage.is_dir() else set()
+        if len(seen) >= nth:
+            die()
+        time.sleep(0.0005)
+
+
+def _forget_random_state() -> None:
+    """The negative control: restore everything but the random streams."""
+    import torch
+
+    import trainer.rank as rank
+
+    restore = rank.restore
+
+    def without_random_state(*args: object, **named: object) -> bool:
+        before = torch.get_rng_state()
+        exact = restore(*args, **named)  # type: ignore[arg-type]
+        torch.set_rng_state(before)
+        return exact
+
+    rank.restore = without_random_state  # type: ignore[assignment]
+
+
+def _wait_for_training(run: str, process: multiprocessing.process.BaseProcess) -> None:
+    store = open_store(run)
+    known = {entry.key for entry in store.list("journal/")}
+    while process.is_alive():
+        fresh = {entry.key for entry in store.list("journal/")} - known
+        if any(key.endswith("-training.json") for key in fresh):
+            return
+        process.join(0.005)
+
+
+def _kill_group(pid: int | None) -> None:
+    try:
+        os.killpg(pid or 0, signal.SIGKILL) if pid else None
+    except ProcessLookupError:
+        pass
+
+
+def _log(workdir: Path) -> Path:
+    return workdir.with_suffix(".log")
