@@ -27,7 +27,7 @@ LEAST_DISK = GIB
 
 # Distributions by the extra that brings them, "" is the base; a test holds this against pyproject.toml.
 PACKAGES: dict[str, tuple[str, ...]] = {
-    "": ("click", "pydantic", "pyyaml", "rich", "plotext"),
+    "": ("click", "pydantic", "pyyaml", "rich"),
     "train": ("torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2"),
     "data": ("pyarrow", "zstandard", "matplotlib"),
     "sky": ("skypilot",),
