@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import click
 
 from launcher.clouds.local import LocalCloud
-from launcher.errors import LimitReached, RemoteJobFailed
+from launcher.errors import LimitReached, NotReady, RemoteJobFailed, UsageError
 from launcher.output import animated, console, emit, say, session
 from launcher.render import run_uri
-from launcher.runview import RunRecord, RunView, State, read_run, view
+from launcher.runview import RunRecord, RunView, State, read_run, state_of, view
 from trainer.artifacts.journal import RunEvent
 
 if TYPE_CHECKING:
@@ -27,6 +27,21 @@ if TYPE_CHECKING:
 # Reading a run costs a listing and some reads; never spend more than a tenth of the time on it.
 _LOOK_S, _SHARE = 0.5, 0.1
 _LINE_EVERY_S = 5.0  # between two progress lines where nothing can be redrawn
+
+
+def start_and_follow(ctx: click.Context, store: str, name: str, *, detach: bool) -> None:
+    """Have a created run looked after, and watch it to its end unless `detach`; a finished one is only told of."""
+    uri = run_uri(store, name)
+    if state_of(read_run(store, name).events) is State.FINISHED:
+        say(f"{name} is finished already")
+    else:
+        LocalCloud().launch(uri)
+        say(f"run {name} in {uri}")
+        if detach:
+            emit(ctx, {"run": name, "uri": uri}, f"vlaunch logs -f {name} follows it")
+            return
+        follow(store, name)
+    conclude(ctx, store, name)
 
 
 def follow(store: str, name: str) -> None:
@@ -54,7 +69,6 @@ def wait_until_left(uri: str) -> None:
 
 def conclude(ctx: click.Context, store: str, name: str) -> None:
     """Print what came of a run; raises where it failed or met a limit."""
-    from launcher.report.amounts import total_line
     from launcher.report.tables import as_dict
     from launcher.report.terminal import bill_text, loss_curve
 
@@ -62,7 +76,7 @@ def conclude(ctx: click.Context, store: str, name: str) -> None:
     record = read_run(store, name)
     seen, bill = view(record, now), record.costs(now)
     if seen.state is State.FAILED:
-        raise RemoteJobFailed(f"{name} failed: {seen.problem or 'see its log'}", hint=f"vlaunch logs {name}")
+        raise _failure(record, seen)
     limit = _last(record, "limit")
     if limit is not None and seen.state is not State.FINISHED:
         raise LimitReached(f"{name} stopped: {limit.data['what']}", hint=f"vlaunch resume {name} goes on")
@@ -70,18 +84,31 @@ def conclude(ctx: click.Context, store: str, name: str) -> None:
     answer = {**seen.as_dict(), "cost": as_dict(bill), "reply": reply.data if reply else None}
 
     def text() -> str:
-        parts = [bill_text(bill)]
+        parts = []
         if record.steps:
             parts.append("\n".join(loss_curve(record.steps, min(get_terminal_size().columns, 100))))
         if seen.eval_first and seen.eval_last:
             parts.append(f"held-out loss {seen.eval_first:.3f} -> {seen.eval_last:.3f}")
         if reply:
             parts.append(f"you    {reply.data['prompt']}\nmodel  {reply.data['reply']}")
-        parts.append(f"{name} is {seen.state.value}; model: {seen.uri}/export")
-        parts.append(total_line(bill))
+        parts.append(f"{name} is {seen.state.value}; its model is {seen.uri}/export")
+        parts.append(bill_text(bill))
         return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
     emit(ctx, answer, text)
+
+
+def _failure(record: RunRecord, seen: RunView) -> RemoteJobFailed:
+    """The box's own words. Where it could not use its input, its exit code too: that is not the machine's fault."""
+    told = _last(record, "failed")
+    data = told.data if told else {}
+    error = RemoteJobFailed(
+        f"{record.run_id} failed: {seen.problem or 'see its log'}",
+        hint=data.get("hint") or f"vlaunch logs {record.run_id}",
+    )
+    if data.get("exit_code") in (UsageError.exit_code, NotReady.exit_code):
+        error.exit_code = data["exit_code"]
+    return error
 
 
 def _looks(store: str, name: str, uri: str) -> Iterator[tuple[RunRecord, RunView]]:

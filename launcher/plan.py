@@ -13,7 +13,7 @@ from typing import Literal
 from launcher.catalog import SOURCE, Price, offers
 from launcher.values import Gpus, Infra
 from trainer.config import TrainConfig
-from trainer.errors import UsageError
+from trainer.errors import ConfigError, UsageError
 from trainer.recipes import Recipe
 
 MarketName = Literal["spot", "on-demand"]
@@ -192,6 +192,9 @@ def _parameters(config: TrainConfig) -> float:
     shape = config.model.shape
     if shape is None:
         return {"7": 6.74e9, "13": 13.02e9}.get(config.recipe.split("-")[0], 7e9)
+    missing = [name for name in ("hidden_size", "num_hidden_layers") if name not in shape]
+    if missing:
+        raise ConfigError(f"model.shape has no {missing[0]}", hint="it holds the fields of a Hugging Face config")
     hidden, layers = int(shape["hidden_size"]), int(shape["num_hidden_layers"])
     heads = int(shape.get("num_attention_heads", 1))
     kv_share = int(shape.get("num_key_value_heads", heads)) / heads

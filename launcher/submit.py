@@ -11,14 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher.clouds.local import LocalCloud
 from launcher.errors import ConfigError, DataError, NotReady, UsageError
 from launcher.launch import Launch, to_event
 from launcher.output import say
 from launcher.plan import Plan, TrainRequest
 from launcher.render import render_train, run_uri
 from launcher.settings import cache_dir
-from trainer.artifacts.fencing import newest_epoch
 from trainer.artifacts.journal import Journal, read_journal
 from trainer.artifacts.layout import CONFIG, TASK, valid_run_id
 from trainer.artifacts.manifest import put_blob
@@ -129,15 +127,6 @@ def create(
     if not any(event.kind == "created" for event in read_journal(store)):
         Journal(store, 0, "launcher").record("created", **to_event(plan, launch))
     return uri
-
-
-def start(uri: str) -> None:
-    """Hand the run to its cloud."""
-    LocalCloud().launch(uri)
-
-
-def is_new(uri: str) -> bool:
-    return newest_epoch(open_store(uri)) == 0
 
 
 def _stored(store: Store, paths: Sequence[Path]) -> tuple[StoredFile, ...]:

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import AttentionInterface
 
+from trainer.errors import ConfigError
+
 NAME = "conversations"
 
 
@@ -28,6 +30,9 @@ def conversation_attention(
     boundaries: tuple[int, ...] | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each conversation of a row.
@@ -35,13 +40,25 @@ def conversation_attention(
     Args:
         query, key, value: (1, heads, T, head_dim); key and value may have fewer heads.
         boundaries: where each conversation begins, then T; None is one conversation.
+        sliding_window, softcap, s_aux: what some families attend with besides (Mistral, Gemma 2, gpt-oss).
 
     Returns:
         (1, T, heads, head_dim), as transformers' attention functions do.
+
+    Raises:
+        ConfigError: the family's attention would be another one than this.
     """
     if attention_mask is not None:
         raise ValueError("packed rows take no attention_mask: conversations are kept apart without one")
+    if softcap is not None or s_aux is not None:
+        raise ConfigError("the base model caps its attention or gives it sinks, which is not supported")
     ends = boundaries or (0, query.shape[2])
+    longest = max(end - start for start, end in zip(ends[:-1], ends[1:], strict=True))
+    if sliding_window is not None and longest > sliding_window:
+        raise ConfigError(
+            f"a conversation of {longest} tokens exceeds the base model's attention window of {sliding_window}",
+            hint=f"--max-length {sliding_window}",
+        )
     grouped = key.shape[1] != query.shape[1]
     pieces = [
         scaled_dot_product_attention(

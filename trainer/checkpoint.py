@@ -28,18 +28,20 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from trainer.artifacts.fencing import Lease
+from trainer.artifacts.fencing import Lease, collect_garbage, newest_epoch
 from trainer.artifacts.journal import Journal
 from trainer.artifacts.manifest import FileEntry, Manifest, put_blob
 from trainer.artifacts.store import Store
 from trainer.config import CheckpointSection
-from trainer.errors import Fenced, StoreError
+from trainer.errors import Fenced, StoreError, VlaunchError
 from trainer.optim import set_steps_taken
 from trainer.parallel import World
 from trainer.sampler import Position
 
 log = logging.getLogger("trainer")
 
+# How long a corpus or a cache may lie in the store before something names it.
+_SHARED_GRACE_S = 3600.0
 # Cost of a save before one has been measured, in seconds of standing still.
 _ASSUMED_STALL_S = 1.0
 
@@ -154,8 +156,7 @@ class Checkpointer:
         settings: CheckpointSection,
         stage: Path,
         parent: Manifest | None,
-        before_commit: Callable[[int], None],
-        after_commit: Callable[[Manifest], None],
+        before_commit: Callable[[], None],
     ) -> None:
         self.cadence = Cadence(settings, shares_cores=world.device.type == "cpu")
         self.durable_step = parent.step if parent else 0
@@ -163,7 +164,8 @@ class Checkpointer:
         self._world, self._store, self._lease, self._journal = world, store, lease, journal
         self._stage = stage
         self._parent = parent
-        self._before_commit, self._after_commit = before_commit, after_commit
+        self._settings = settings
+        self._before_commit = before_commit
         self._thread: threading.Thread | None = None
         self._fenced: Fenced | None = None
         self._last_begun = time.monotonic()
@@ -228,6 +230,7 @@ class Checkpointer:
         try:
             if self._world.leads:
                 verdict = self._commit(step, position, everyone, taken_at, stall_s, began)
+                self._collect()
         finally:
             verdict = self._tell(verdict)
         self.cadence.save_s = time.monotonic() - began
@@ -281,10 +284,10 @@ class Checkpointer:
         )
         try:
             if not problems:
-                self._before_commit(step)
+                self._before_commit()
                 self._lease.commit(manifest)
         except Fenced:
-            self._journal.record("fenced")
+            self._journal.record("fenced", by=newest_epoch(self._store))
             return "fenced"
         except (StoreError, OSError) as error:
             problems = [str(error)]
@@ -305,8 +308,16 @@ class Checkpointer:
             save_s=round(time.monotonic() - began, 4),
             bytes=sum(entry.size for entry in entries),
         )
-        self._after_commit(manifest)
         return "durable"
+
+    def _collect(self) -> None:
+        """Old checkpoints and what failed saves left go before the next save may begin; a failure here costs only
+        space until then."""
+        keep = self._settings
+        try:
+            collect_garbage(self._store, self._lease, keep.save_total_limit, keep.keep_every, _SHARED_GRACE_S)
+        except (VlaunchError, OSError) as error:
+            log.debug("old checkpoints stay for now: %s", error)
 
     def _gather(self, mine: _Sent) -> list[_Sent]:
         if self._world.size == 1:

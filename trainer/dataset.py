@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,8 +56,8 @@ class TokenisedCorpus:
         self._starts: Ints = np.concatenate([[0], ends[:-1]]).astype(np.int64)
         self._ends: Ints = ends
         total = int(ends[-1]) if len(ends) else 0
-        self._tokens: NDArray[np.uint32] = np.memmap(directory / TOKENS, np.uint32, "r", shape=(total,))
-        self._trained: NDArray[np.uint8] = np.memmap(directory / TRAINED, np.uint8, "r", shape=(total,))
+        self._tokens: NDArray[np.uint32] = _mapped(directory / TOKENS, np.uint32, total)
+        self._trained: NDArray[np.uint8] = _mapped(directory / TRAINED, np.uint8, total)
         self.lengths: Ints = self._ends - self._starts
         self.trained_counts: Ints = (
             np.add.reduceat(self._trained, self._starts, dtype=np.int64)
@@ -91,3 +92,8 @@ class TokenisedCorpus:
             torch.from_numpy(tokens[learnt]),
             tuple(int(start) for start in starts),
         )
+
+
+def _mapped(path: Path, dtype: type[np.generic], count: int) -> NDArray[Any]:
+    """An empty file cannot be mapped."""
+    return np.memmap(path, dtype, "r", shape=(count,)) if count else np.empty(0, dtype)

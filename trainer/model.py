@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -41,8 +42,8 @@ def model_config(
                 vocab_size=len(tokeniser),
                 max_position_embeddings=config.data.max_length,
             )
-    except (ValueError, TypeError, OSError) as error:
-        raise ConfigError(f"model: {error}") from None
+    except (ValueError, TypeError, OSError, StrictDataclassError) as error:
+        raise ConfigError(f"model: {' '.join(str(error).split())}") from None
     if len(tokeniser) > shape.vocab_size:
         raise ConfigError(
             f"the tokeniser has {len(tokeniser)} tokens, the base model only {shape.vocab_size}"
@@ -107,6 +108,11 @@ def base_weights(model: PreTrainedModel, directory: Path) -> None:
         raise ConfigError(
             f"the base model lacks {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
         )
+    for name, parameter in model.named_parameters():
+        if (there := where[name].get_slice(name).get_shape()) != list(parameter.shape):
+            raise ConfigError(
+                f"the base model's {name} has shape {there}, its config.json means {list(parameter.shape)}"
+            )
     _fill(model, lambda name: where[name].get_tensor(name))
 
 

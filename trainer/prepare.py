@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -20,10 +21,12 @@ from trainer.artifacts.store import Store
 from trainer.config import StoredFile, TrainConfig
 from trainer.conversation import ChatTemplate, Conversation, get_template
 from trainer.data.read import read_corpus
-from trainer.errors import DataError, MissingKey
+from trainer.errors import CorruptObject, DataError, MissingKey
 
 if TYPE_CHECKING:
     from trainer.tokenize import TokenCounts
+
+log = logging.getLogger("trainer")
 
 # Raised when the meaning of the cached files changes, so that an older cache is not taken for a new one.
 _FORMAT = 1
@@ -100,7 +103,15 @@ def _fetch_cached(store: Store, key: str, directory: Path) -> bool:
         listed = json.loads(store.get(key))
     except MissingKey:
         return False
-    fetch_all(store, [FileEntry.model_validate(entry) for entry in listed["files"]], directory)
+    entries = [FileEntry.model_validate(entry) for entry in listed["files"]]
+    try:
+        fetch_all(store, entries, directory)
+    except (CorruptObject, MissingKey) as error:
+        log.warning("the prepared corpus in the store is damaged and is made anew: %s", error)
+        for entry in entries:
+            store.delete(entry.key)  # or its key would be taken for the sound file that is sent again
+        store.delete(key)
+        return False
     return True
 
 

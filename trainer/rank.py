@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from trainer import export as exporting
 from trainer import model as building
-from trainer.artifacts.fencing import Lease, collect_garbage
+from trainer.artifacts.fencing import Lease
 from trainer.artifacts.journal import Journal
 from trainer.artifacts.manifest import Manifest
 from trainer.artifacts.metrics import EvalRecord, MetricsWriter, StepRecord
@@ -38,8 +38,6 @@ log = logging.getLogger("trainer")
 
 # How long the end of a run waits for a store that is away, and between two tries.
 _PATIENCE_S, _PAUSE_S = 900.0, 5.0
-# A blob younger than this may belong to a save under way in another process.
-_GARBAGE_GRACE_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +106,7 @@ def _set_up(
     observer = RankObserver(brief, world, total, start, clock)
     checkpointer = Checkpointer(
         world, brief.store, brief.lease, brief.journal, config.checkpoint, brief.workdir / "stage",
-        brief.resumed, observer.flush, lambda _: _tidy(brief),
+        brief.resumed, observer.flush,
     )  # fmt: skip
     job = Job(
         train_config, config.checkpoint.on_notice, model, optimiser, corpus, held_out, sampler, total, world,
@@ -147,15 +145,6 @@ def _fill(brief: Brief, world: World, model: PreTrainedModel, optimiser: torch.o
         building.random_weights(model, model.config, seed)
     seed_process(seed, 0, world.rank)
     return 0
-
-
-def _tidy(brief: Brief) -> None:
-    """Old checkpoints go; a failure only costs space until the next save."""
-    keep = brief.config.checkpoint
-    try:
-        collect_garbage(brief.store, brief.lease, keep.save_total_limit, keep.keep_every, _GARBAGE_GRACE_S)
-    except StoreError as error:
-        log.warning("old checkpoints stay for now: %s", error)
 
 
 def _make_durable(job: Job, step: int) -> None:
@@ -242,7 +231,7 @@ class RankObserver:
         if self._tracker is not None:
             self._tracker.cut()
 
-    def flush(self, _step: int = 0) -> None:
+    def flush(self) -> None:
         if self._tracker is not None:
             self._tracker.flush()
 

@@ -29,24 +29,21 @@ class Tracker:
         self._thread.start()
 
     def step(self, record: StepRecord) -> None:
+        self._writer.add(record)
         with self._lock:
-            self._writer.add(record)
             self._unsaid.append(record)
 
     def held_out(self, record: EvalRecord) -> None:
-        with self._lock:
-            self._writer.add(record)
+        self._writer.add(record)
         log.info("held-out loss %.4f at step %d", record.loss, record.step)
 
     def cut(self) -> None:
         """A checkpoint is taken here: what follows goes into a segment of its own, since it may be lost."""
-        with self._lock:
-            self._writer.cut()
+        self._writer.cut()
 
     def flush(self) -> None:
         """Put everything recorded so far into the store. Raises StoreError if it cannot."""
-        with self._lock:
-            self._writer.flush()
+        self._writer.flush()
 
     def close(self) -> None:
         self._closed.set()

@@ -18,7 +18,6 @@ from trainer.artifacts.layout import LOGS
 from trainer.artifacts.store import open_store
 from trainer.errors import NotReady, RunIsLive
 
-_READY_S = 30.0  # a keeper imports for half a second; longer means that it cannot start
 _LOOK_S = 0.1
 
 
@@ -35,23 +34,19 @@ class LocalCloud:
             raise RunIsLive(f"{run_uri} is running already", hint="vlaunch logs -f follows it")
         home = self.home(run_uri)
         home.mkdir(parents=True, exist_ok=True)
-        (home / PID).unlink(missing_ok=True)
         with (home / "keeper.log").open("ab") as out:
-            process = subprocess.Popen(
+            started = subprocess.run(
                 [sys.executable, "-m", "launcher.clouds.local_keeper", "--run", run_uri, "--home", str(home)],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # survives the terminal, and Ctrl-C in it
             )
-        deadline = time.monotonic() + _READY_S
-        while not (home / PID).exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                last = (home / "keeper.log").read_text(errors="replace").strip().splitlines()[-1:]
-                raise NotReady(
-                    f"the keeper of the run did not start: {' '.join(last)}", hint=f"see {home}/keeper.log"
-                )
-            time.sleep(_LOOK_S)
+        if started.returncode != 0:
+            last = (home / "keeper.log").read_text(errors="replace").strip().splitlines()[-1:]
+            raise NotReady(
+                f"the keeper of the run did not start: {' '.join(last)}", hint=f"see {home}/keeper.log"
+            )
 
     def alive(self, run_uri: str) -> bool:
         try:

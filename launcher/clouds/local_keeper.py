@@ -53,11 +53,23 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s keeper: %(message)s", stream=sys.stdout)
     try:
-        Keeper(options.run, options.home).keep()
+        keeper = Keeper(options.run, options.home)
+        keeper.take_over()
+        if leave_to_child(options.home / PID):
+            keeper.keep()
     except VlaunchError as error:
         log.error("%s", error.message)
         return error.exit_code
     return 0
+
+
+def leave_to_child(pid_file: Path) -> bool:
+    """Go on as a process that is nobody's child. True in that one; the caller of the other sees it exit with 0,
+    and from then on the run is being looked after."""
+    child = os.fork()
+    if child:
+        pid_file.write_text(str(child))
+    return child == 0
 
 
 class Keeper:
@@ -68,15 +80,26 @@ class Keeper:
         self._store = open_store(run_uri)
         self._stop = False
 
-    def keep(self) -> None:
-        """Raises RunIsLive if another keeper has the run, and the error that ended it otherwise."""
+    def take_over(self) -> None:
+        """Hold the run's lock for the life of this process and its child; the kernel frees it however they end.
+
+        Raises:
+            RunIsLive: another keeper has the run.
+        """
         self._home.mkdir(parents=True, exist_ok=True)
-        with (self._home / LOCK).open("w") as lock:
-            take_lock(lock.fileno(), self._run_uri)
-            (self._home / PID).write_text(str(os.getpid()))
-            signal.signal(signal.SIGTERM, self._on_stop)
-            self._clear_orphan()
-            self._run_attempts()
+        self._lock = (self._home / LOCK).open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunIsLive(
+                f"{self._run_uri} is running already", hint="vlaunch logs -f follows it"
+            ) from None
+
+    def keep(self) -> None:
+        """Until the run is finished or stopped; raises the error that ended it otherwise."""
+        signal.signal(signal.SIGTERM, self._on_stop)
+        self._clear_orphan()
+        self._run_attempts()
 
     def _run_attempts(self) -> None:
         events = read_journal(self._store)
@@ -200,14 +223,6 @@ class Limits:
 
 
 _REASONS = {0: "finished", Preempted.exit_code: "preempted"}
-
-
-def take_lock(descriptor: int, run_uri: str) -> None:
-    """Hold the run's lock for the life of this process; the kernel frees it however the process ends."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RunIsLive(f"{run_uri} is running already", hint="vlaunch logs -f follows it") from None
 
 
 def _offer(candidate: Candidate) -> dict[str, Any]:

@@ -87,9 +87,11 @@ def destroy_orphan(record: Path) -> bool:
 
 
 def process_start(pid: int) -> int | None:
-    """When a process was started, in clock ticks since boot: with the pid, its identity. None if there is none."""
+    """When a live process was started, in clock ticks since boot: with the pid, its identity. None if it is gone;
+    one that nobody has reaped yet is gone too."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return None if fields[0] in "ZX" else int(fields[19])
     except (OSError, IndexError, ValueError):
         return None
 

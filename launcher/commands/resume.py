@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from launcher import options
-from launcher.output import emit, say
 
 
 @options.verb(
@@ -20,20 +19,7 @@ def command(ctx: click.Context, run: str, store: str, detach: bool) -> None:
 
     Refused while the run is looked after; nothing to do where it is finished.
     """
-    from launcher import submit
-    from launcher.follow import conclude, follow
-    from launcher.render import run_uri
-    from launcher.runview import State, find_run, read_run, state_of
+    from launcher.follow import start_and_follow
+    from launcher.runview import find_run
 
-    name = find_run(store, run)
-    if state_of(read_run(store, name).events) is State.FINISHED:
-        say(f"{name} is finished already")
-        conclude(ctx, store, name)
-        return
-    uri = run_uri(store, name)
-    submit.start(uri)
-    if detach:
-        emit(ctx, {"run": name, "uri": uri}, f"vlaunch logs -f {name} follows it")
-        return
-    follow(store, name)
-    conclude(ctx, store, name)
+    start_and_follow(ctx, store, find_run(store, run), detach=detach)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher import options
-from launcher.output import confirm, emit, say
+from launcher.output import confirm, say
 from launcher.train_options import Asked, train_options
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def command(ctx: click.Context, /, dry_run: bool, detach: bool, yes: bool, **giv
     the SkyPilot task to stdout, without network and without writing anything.
     """
     from launcher import submit
+    from launcher.follow import start_and_follow
     from launcher.plan import make_plan
     from launcher.render import render_train
     from launcher.report.plan import plan_text
@@ -58,16 +59,8 @@ def command(ctx: click.Context, /, dry_run: bool, detach: bool, yes: bool, **giv
     plan = make_plan(make_request(asked, count.tokens)[0])
     say(plan_text(plan))
     _agree(plan, yes)
-    uri = submit.create(request, plan, make_launch(asked, plan), train, held_out)
-    submit.start(uri)
-    say(f"run {request.name} in {uri}")
-    if detach:
-        emit(ctx, {"run": request.name, "uri": uri}, f"vlaunch logs -f {request.name} follows it")
-        return
-    from launcher.follow import conclude, follow
-
-    follow(request.store, request.name)
-    conclude(ctx, request.store, request.name)
+    submit.create(request, plan, make_launch(asked, plan), train, held_out)
+    start_and_follow(ctx, request.store, request.name, detach=detach)
 
 
 def _agree(plan: Plan, yes: bool) -> None:

@@ -100,6 +100,44 @@ def test_a_manifest_that_lands_after_the_claim_is_seen_but_its_writer_does_not_c
     assert [manifest.step for manifest in found] == [10]
 
 
+def test_a_fenced_attempt_does_not_even_put_its_manifest(store: MemoryStore, disk: Disk) -> None:
+    lease = begin(store)
+    manifest = checkpoint(lease, disk, 10)
+    claim(store)
+    with pytest.raises(Fenced):
+        lease.commit(manifest)
+    assert [*store.list("manifest/")] == []
+
+
+def test_older_claims_are_settled_before_the_listing(store: MemoryStore) -> None:
+    """Else one could start after the listing, and take back what the newer attempt builds on."""
+    overtaken = Writer(store, lambda view: claim(view).start(0, None))
+    overtaken.run(until=lambda operation: operation.key == epoch_start_key(1))
+    newer = Writer(store, lambda view: claim(view).start(0, None))
+    newer.run(until=lambda operation: operation.key == "manifest/")
+    with pytest.raises(Fenced):
+        overtaken.run()
+    newer.run()
+    assert start_records(store).keys() == {2}
+
+
+def test_a_reader_that_is_slow_never_takes_what_a_zombie_wrote_meanwhile(
+    store: MemoryStore, disk: Disk
+) -> None:
+    """The manifests are listed before the starts are: whatever happens in between can only invalidate."""
+    zombie = begin(store)
+    zombie.commit(checkpoint(zombie, disk, 10))
+    late = checkpoint(zombie, disk, 20)
+    found: list[Manifest] = []
+    reader = Writer(store, lambda view: found.extend(valid_manifests(view)))
+    reader.advance()
+    reader.run(until=lambda operation: operation.name == "list")
+    begin(store)
+    store.put_new(late.key, late.encode())
+    reader.run()
+    assert [manifest.step for manifest in found] == [10] == steps(store)
+
+
 def test_a_commit_whose_reply_was_lost_is_durable_when_repeated(store: MemoryStore, disk: Disk) -> None:
     lease = begin(store)
     manifest = checkpoint(lease, disk, 10)

@@ -67,14 +67,26 @@ def test_what_zombies_wrote_beyond_their_successor_goes_too(store: MemoryStore, 
     assert report.manifests == (late.key,) and steps(store) == [10]
 
 
-def test_blobs_younger_than_the_grace_stay_by_the_clock_of_the_store(store: MemoryStore, disk: Disk) -> None:
+def test_a_shared_blob_that_nothing_names_yet_stays_for_the_grace_by_the_clock_of_the_store(
+    store: MemoryStore, disk: Disk
+) -> None:
     lease = begin(store)
     store.now = 5.0  # whatever this machine's clock says
-    put_blob(store, disk.files(10)[0], epoch=1)
+    put_blob(store, disk.files(10)[0])
     store.now += 60
+    put_blob(store, disk.files(10)[1])
     assert collect_garbage(store, lease, 1, 0, grace_s=100).blobs == 0
     store.now += 60
+    put_blob(store, disk.files(20)[1])
     assert collect_garbage(store, lease, 1, 0, grace_s=100).blobs == 1
+
+
+def test_files_of_a_save_that_failed_go_at_once(store: MemoryStore, disk: Disk) -> None:
+    """Or a store that is full would never have space again."""
+    lease = saved(store, disk, 10)
+    put_blob(store, disk.files(20)[1], epoch=1)
+    assert collect_garbage(store, lease, 1, 0, grace_s=3600).blobs == 1
+    assert steps(store) == [10]
 
 
 def test_blobs_that_the_config_a_cache_or_the_export_names_are_never_collected(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.artifacts.stores import InterceptedStore, MemoryStore, Operation
+from tests.artifacts.stores import InterceptedStore, MemoryStore, Operation, Writer
 from trainer.artifacts.fencing import claim
 from trainer.artifacts.layout import metrics_key
 from trainer.artifacts.metrics import EvalRecord, MetricsWriter, StepRecord, read_metrics
@@ -83,6 +83,21 @@ def test_a_zombie_that_goes_on_writing_changes_nothing(store: MemoryStore) -> No
     zombie.add(evaluation(30, loss=9.9))
     zombie.flush()
     assert read_metrics(store) == before == read_metrics(store)
+
+
+def test_a_reader_that_is_slow_never_takes_what_a_zombie_wrote_meanwhile(store: MemoryStore) -> None:
+    zombie = attempt(store, 0)
+    train(zombie, range(1, 11))
+    zombie.flush()
+    found: list[StepRecord] = []
+    reader = Writer(store, lambda view: found.extend(read_metrics(view)[0]))
+    reader.advance()
+    reader.run(until=lambda operation: operation.name == "list")
+    attempt(store, 10)
+    train(zombie, range(11, 21))
+    zombie.flush()
+    reader.run()
+    assert found == read_metrics(store)[0] and found[-1].step == 10
 
 
 def test_a_segment_never_straddles_a_cut(store: MemoryStore) -> None:

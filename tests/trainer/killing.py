@@ -101,10 +101,18 @@ class FatalStore:
         return done
 
 
-def live(run: str, workdir: Path, death: Death, *, forget_random_state: bool = False) -> bool:
-    """One life. Returns whether it was killed (or else finished)."""
+def begin(
+    run: str, workdir: Path, death: Death, *, forget_random_state: bool = False
+) -> multiprocessing.process.BaseProcess:
+    """Start a life and let it run beside the test. Its output goes to `workdir`.log."""
     process = _LIVES.Process(target=_life, args=(run, workdir, death, forget_random_state))
     process.start()
+    return process
+
+
+def live(run: str, workdir: Path, death: Death, *, forget_random_state: bool = False) -> bool:
+    """One life. Returns whether it was killed (or else finished)."""
+    process = begin(run, workdir, death, forget_random_state=forget_random_state)
     if death.when == "later":
         _wait_for_training(run, process)
         process.join(death.seconds)

@@ -6,7 +6,8 @@ Light: the laptop reads all of this too, so nothing in here may import torch, tr
     local.py     a directory as a store
     layout.py    every key of a run, written and parsed in one place
     manifest.py  what a checkpoint consists of, and the blobs it names
-    fencing.py   who may write checkpoints, and which of them count
+    validity.py  which checkpoints count: the rule that every reader applies
+    fencing.py   who may write checkpoints, and how
     garbage.py   what may be deleted, and when
     journal.py   the write-once facts of a run
     metrics.py   the numbers of every step, each step once

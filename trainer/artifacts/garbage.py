@@ -4,8 +4,12 @@ Only the holder of the highest claim collects, and it decides while it holds it:
 then the claim is checked, then deletions begin. If the machine is suspended in between and a newer attempt
 takes over, the late deletions hit only keys that were listed before that attempt's claim, and never those of
 the newest checkpoint of that time; the newer attempt writes keys of its own epoch and uses again only blobs
-of that newest checkpoint (`Lease.reusable`). So no clock is needed for safety between attempts. The grace
-protects what this very attempt is sending at the moment and has not named in a manifest yet.
+of that newest checkpoint (`Lease.reusable`). So no clock is needed for safety between attempts.
+
+A checkpoint file that no manifest names goes at once: saves of one attempt follow one another, and collection
+runs between two of them, also after one that failed, or a full store would stay full. Shared blobs (corpus,
+caches) are named some time after they are sent, by other programs too: those have a grace. What is "now" for it
+is the newest time stamp in the store, which needs no write: a full store can be collected.
 
 Manifests go first and blobs after them, so an interrupted collection leaves unreferenced blobs (the next one
 takes them), never a manifest without its blobs.
@@ -20,7 +24,6 @@ from typing import TYPE_CHECKING
 from trainer.artifacts.layout import (
     BLOBS,
     CACHE,
-    CLOCK,
     CONFIG,
     EXPORT_MANIFEST,
     MANIFESTS,
@@ -58,14 +61,14 @@ def collect_garbage(
 ) -> GarbageReport:
     """Delete all checkpoints but the newest `keep_last` and those at multiples of `keep_every` (0: none).
 
-    Then delete the blobs that nothing names and that are older than `grace_s` by the store's clock; that must
-    exceed the longest save. Fenced if the claim is lost. Costs a listing of manifests and blobs, and a read
-    of each checkpoint that counts.
+    Then delete the blobs that nothing names: checkpoint files at once, shared ones when they are older than
+    `grace_s` by the store's clock. No save of this attempt may be under way in any of its processes. Fenced if
+    the claim is lost. Costs a listing of manifests and blobs, and a read of each checkpoint that counts.
     """
     if keep_last < 1 or keep_every < 0:
         raise ValueError(f"keep_last={keep_last} must be at least 1 and keep_every={keep_every} at least 0")
     with lease.lock:
-        plan = _decide(store, keep_last, keep_every, grace_s)
+        plan = _decide(store, lease.epoch, keep_last, keep_every, grace_s)
         lease.refuse_if_lost()  # all of the plan was read while the run was ours
         for key in plan.dropped:
             store.delete(key)
@@ -87,7 +90,7 @@ class _Plan:
     unnamed: tuple[Entry, ...]
 
 
-def _decide(store: Store, keep_last: int, keep_every: int, grace_s: float) -> _Plan:
+def _decide(store: Store, epoch: int, keep_last: int, keep_every: int, grace_s: float) -> _Plan:
     listed = [parsed for entry in store.list(MANIFESTS) if (parsed := parse_manifest_key(entry.key))]
     settled = starts(store)
     valid = sorted((key for key in listed if is_valid(*key, settled)), reverse=True)
@@ -100,7 +103,7 @@ def _decide(store: Store, keep_last: int, keep_every: int, grace_s: float) -> _P
     window = valid if len(complete) < keep_last else valid[: valid.index(_position(complete[keep_last - 1]))]
     damaged = [key for position in window if (key := manifest_key(*position)) not in keys]
     dropped = {manifest_key(*position) for position in listed}.difference(keys, damaged)
-    unnamed = () if damaged else _unnamed_blobs(store, kept, grace_s)
+    unnamed = () if damaged else _unnamed_blobs(store, epoch, kept, grace_s)
     return _Plan(tuple(keys), tuple(sorted(dropped)), tuple(unnamed))
 
 
@@ -108,14 +111,17 @@ def _position(manifest: Manifest) -> ManifestKey:
     return ManifestKey(manifest.step, manifest.epoch)
 
 
-def _unnamed_blobs(store: Store, kept: list[Manifest], grace_s: float) -> list[Entry]:
+def _unnamed_blobs(store: Store, epoch: int, kept: list[Manifest], grace_s: float) -> list[Entry]:
     named = {file.blob for manifest in kept for file in manifest.files} | _named_in_documents(store)
-    before = _now(store) - grace_s
+    entries = list(store.list(BLOBS))
+    before = max((entry.modified for entry in entries), default=0.0) - grace_s
     found = []
-    for entry in store.list(BLOBS):
+    for entry in entries:
         parsed = parse_blob_key(entry.key)
         # A document may give the hash of a file only: then every blob with these bytes stays.
-        if parsed and entry.modified < before and not named & {parsed.sha256, blob_name(*parsed)}:
+        if not parsed or named & {parsed.sha256, blob_name(*parsed)}:
+            continue
+        if entry.modified < before if parsed.epoch is None else parsed.epoch <= epoch:
             found.append(entry)
     return found
 
@@ -131,12 +137,6 @@ def _named_in_documents(store: Store) -> set[str]:
                 continue
             named |= {sha256 + (epoch or "") for sha256, epoch in _NAMED.findall(text)}
     return named
-
-
-def _now(store: Store) -> float:
-    """What the store takes for now: it stamps an object, and this machine's clock does not matter."""
-    store.put(CLOCK, b"\n")
-    return max(entry.modified for entry in store.list(CLOCK))
 
 
 def _delete_blob(store: Store, lease: Lease, key: str) -> None:

@@ -12,7 +12,6 @@
     runs/<run_id>/cache/<name>.json                             what was derived, naming its blobs
     runs/<run_id>/export/...                                    the final model, with manifest.json
     runs/<run_id>/logs/attempt-<n>/...
-    runs/<run_id>/hint/clock                                    what the store takes for now
 
 Numbers have a fixed width, so that the order of the keys is the order of the numbers.
 """
@@ -34,7 +33,6 @@ CACHE = "cache/"
 EXPORT = "export/"
 EXPORT_MANIFEST = "export/manifest.json"
 LOGS = "logs/"
-CLOCK = "hint/clock"
 
 SHA256 = r"[0-9a-f]{64}"
 BLOB_NAME = rf"{SHA256}(?:-e\d{{8}})?"
