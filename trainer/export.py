@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -40,16 +41,19 @@ def export(
     if not world.leads:
         return
     shutil.rmtree(directory, ignore_errors=True)
-    state = {name: tensor.to(dtype) for name, tensor in gathered.items()}
-    shape = model.config
-    shape.dtype = dtype
+    own = {name for name, _ in model.named_parameters()}
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - own
+    state = {name: gathered.pop(name).to(dtype) for name in sorted(gathered.keys() - tied)}
+    shape = copy.deepcopy(model.config)
     shape.use_cache = True
-    model.generation_config = GenerationConfig(
+    with torch.device("meta"):  # a model of this type, since what is saved says that it has its model's
+        shell = AutoModelForCausalLM.from_config(shape, dtype=dtype)
+    shell.generation_config = GenerationConfig(
         bos_token_id=shape.bos_token_id,
         eos_token_id=shape.eos_token_id,
         pad_token_id=shape.pad_token_id,
     )
-    model.save_pretrained(directory, state_dict=state)
+    shell.save_pretrained(directory, state_dict=state)
     tokeniser.save_pretrained(directory)
 
 

@@ -20,7 +20,7 @@ from trainer.artifacts.manifest import FileEntry, fetch_verified, put_blob
 from trainer.artifacts.store import Store
 from trainer.config import StoredFile, TrainConfig
 from trainer.conversation import ChatTemplate, Conversation, get_template
-from trainer.data.read import read_corpus
+from trainer.data.read import FileReport, read_corpus
 from trainer.errors import CorruptObject, DataError, MissingKey
 
 if TYPE_CHECKING:
@@ -143,18 +143,21 @@ def _build(store: Store, config: TrainConfig, base: Path | None, corpus: Path, m
             continue
         read = read_corpus(paths)
         counts = write_corpus(read, encoder, config.data.max_length, made / name)
-        _refuse_unlearnable(name, counts, paths)
+        _refuse_unlearnable(name, counts, read.files)
         report[name] = asdict(counts)
     (made / _REPORT).write_text(json.dumps(report, sort_keys=True))
 
 
-def _refuse_unlearnable(name: str, counts: TokenCounts, paths: list[Path]) -> None:
+def _refuse_unlearnable(name: str, counts: TokenCounts, files: list[FileReport]) -> None:
     if counts.trained:
         return
+    lines = [f"the {name} corpus has no token to learn from"]
+    for file in files:
+        reasons = {"ends before its first answer within max_length": file.conversations, **file.refused}
+        told = ", ".join(f"{count} x {reason}" for reason, count in reasons.items() if count)
+        lines.append(f"  {file.path.name}: {told or 'empty'}")
     raise DataError(
-        f"the {name} corpus ({', '.join(path.name for path in paths)}) has no token to learn from: "
-        f"{counts.untrained} conversations end before the first answer within max_length",
-        hint="raise --max-length, or look at the files with `vlaunch data stats`",
+        "\n".join(lines), hint="raise --max-length, or look at the files with `vlaunch data stats FILE`"
     )
 
 

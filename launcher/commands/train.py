@@ -43,15 +43,14 @@ def command(ctx: click.Context, /, dry_run: bool, detach: bool, yes: bool, **giv
     request, notes = make_request(asked)
     for note in notes:
         say(f"note: {note}")
+    plan = make_plan(request)
     if dry_run:
-        plan = make_plan(request)
         say(plan_text(plan))
         click.echo(render_train(plan, request), nl=False)
         return
     submit.refuse_unsupported(request)
-    train, held_out = submit.corpus_files(
-        asked.size if not asked.model else None, asked.data, asked.eval_data
-    )
+    size = None if asked.model else asked.size or "tiny"
+    train, held_out = submit.corpus_files(size, asked.data, asked.eval_data)
     count = submit.count_corpus(train)
     submit.say_counts(count)
     if held_out:

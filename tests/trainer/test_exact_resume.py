@@ -19,7 +19,7 @@ from trainer.artifacts.metrics import StepRecord, read_metrics
 from trainer.artifacts.store import open_store
 
 STEPS = 60
-CONVERSATIONS = 300
+CONVERSATIONS = 150
 
 
 def numbers(run: str) -> list[tuple[int, str, str, str, int, int, str]]:

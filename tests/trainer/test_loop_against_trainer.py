@@ -60,12 +60,17 @@ def loss_of(model: PreTrainedModel, corpus: TokenisedCorpus, numbers: list[int])
 
 
 def reference(
-    config: TrainConfig, corpus: TokenisedCorpus, held_out: TokenisedCorpus, tokeniser: PreTrainedTokenizerFast
+    config: TrainConfig,
+    corpus: TokenisedCorpus,
+    held_out: TokenisedCorpus,
+    tokeniser: PreTrainedTokenizerFast,
 ) -> tuple[list[tuple[float, float, float]], list[float]]:
     """Loss, gradient norm and rate of each step, and the held-out loss before the first and after the last."""
     train = config.train
     torch.manual_seed(train.seed)
-    model = AutoModelForCausalLM.from_config(model_config(config, tokeniser, None), attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_config(
+        model_config(config, tokeniser, None), attn_implementation="sdpa"
+    )
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=train.learning_rate, betas=(0.9, 0.999), weight_decay=train.weight_decay
     )
@@ -74,17 +79,17 @@ def reference(
     rows = first_fit_decreasing(corpus.lengths, length) if config.data.packing else one_per_row(len(corpus))
     sampler = Sampler(corpus.lengths, rows, train.global_batch_size, train.seed)
     everything = list(range(min(train.max_eval_samples, len(held_out))))
-    curve, evaluations = [], [float(loss_of(model.eval(), held_out, everything))]
+    curve, evaluations = [], [loss_of(model.eval(), held_out, everything).item()]
     for step in range(STEPS):
         seen = [int(number) for row in sampler.batch(step) for number in row]
         loss = loss_of(model.train(), corpus, seen)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm)
-        curve.append((float(loss), float(norm), schedule.get_last_lr()[0]))
+        curve.append((loss.item(), norm.item(), schedule.get_last_lr()[0]))
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()
-    return curve, [*evaluations, float(loss_of(model.eval(), held_out, everything))]
+    return curve, [*evaluations, loss_of(model.eval(), held_out, everything).item()]
 
 
 @pytest.mark.parametrize("packing", [False, True], ids=["unpacked", "packed"])

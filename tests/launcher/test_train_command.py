@@ -1,0 +1,184 @@
+"""`train` and `plan` before anything starts: what they decide, and what they refuse with one sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launcher.clouds.local import LocalCloud
+from launcher.render import run_uri
+from tests.conftest import Ran
+from tests.trainer.runs import write_corpus
+from trainer.artifacts.journal import Journal
+from trainer.artifacts.layout import CONFIG, TASK
+from trainer.artifacts.store import open_store
+
+Vlaunch = Callable[..., Ran]
+
+
+def refused(ran: Ran, code: int, *words: str) -> None:
+    """One sentence, perhaps a hint, the exit code, and no traceback."""
+    assert ran.code == code, ran.err
+    for word in words:
+        assert word in ran.err
+    assert ran.err.count("Error: ") == 1 and "Traceback" not in ran.err and ran.out == ""
+
+
+def nothing_written(folder: Path) -> bool:
+    return not folder.exists() or not any(folder.rglob("*"))
+
+
+def test_dry_run_prints_a_task_and_writes_nothing(vlaunch: Vlaunch, tmp_path: Path) -> None:
+    done = vlaunch(
+        "train", "--size", "13", "--spot", "--infra", "aws", "--store", tmp_path / "s", "--dry-run"
+    )
+
+    task = yaml.safe_load(done.out)
+    assert done.code == 0
+    assert task["resources"]["use_spot"] is True
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
+    assert [place["accelerators"] for place in task["resources"]["ordered"]] == ["A100-80GB:8"] * 3
+    assert task["envs"]["VLAUNCH_RUN"].startswith((tmp_path / "s").as_uri() + "/runs/13-full-")
+    assert "spot" in done.err
+    assert nothing_written(tmp_path / "s")
+
+
+def test_what_dry_run_prints_is_what_is_stored(vlaunch: Vlaunch, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "chats.jsonl", 20)
+    asked = ["--size", "tiny", "--name", "same", "--data", corpus, "--store", tmp_path / "s"]
+    printed = vlaunch("train", *asked, "--dry-run").out
+    # A step that takes no machine: the run fails at once for want of one, after it has been written.
+    store = open_store(run_uri((tmp_path / "s").as_uri(), "same"))
+    LocalCloud().home(store.uri).parent.mkdir(parents=True)
+    LocalCloud().home(store.uri).write_text("in the way")
+
+    vlaunch("train", *asked)
+
+    assert store.get(TASK).decode() == printed
+
+
+def test_plan_says_hours_dollars_and_places_as_json(vlaunch: Vlaunch) -> None:
+    plan = vlaunch("plan", "--size", "13", "--spot", "--infra", "aws", "--json").json
+
+    assert plan["recipe"] == "13-full" and plan["accelerator"] == "A100-80GB:8"
+    assert 0 < plan["usd"]["spot"] < plan["usd"]["on_demand"]
+    assert plan["hours"] > 1 and plan["checkpoint_every_s"] > 10
+    assert [place["usd_per_hour"] for place in plan["candidates"]] == sorted(
+        place["usd_per_hour"] for place in plan["candidates"]
+    )
+
+
+def test_a_local_plan_is_notional(vlaunch: Vlaunch) -> None:
+    plan = vlaunch("plan", "--size", "tiny", "--spot", "--json").json
+
+    assert plan["notional"] is True
+    assert len({place["region"] for place in plan["candidates"]}) >= 2
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "words"),
+    [
+        (["--size", "tinny"], 2, ["no recipe of size 'tinny'", "did you mean tiny?"]),
+        (["--sise", "tiny"], 2, ["--sise", "--size"]),
+        (["--set", "lerning_rate=1"], 2, ["lerning_rate", "did you mean train.learning_rate?"]),
+        (["--set", "learning_rate=fast"], 2, ["train.learning_rate", "'fast'"]),
+        (["--set", "gradient_accumulation_steps=8"], 2, ["global_batch_size"]),
+        (["--size", "7"], 2, ["--data FILE"]),
+        (
+            ["--size", "13", "--gpus", "A100-90GB:8", "--infra", "aws"],
+            2,
+            ["A100-90GB:8", "did you mean A100-80GB:8?"],
+        ),
+        (["--infra", "awz"], 2, ["awz", "aws"]),
+        (["--preempt-every", "40s"], 2, ["on-demand machines are not taken away", "--spot"]),
+        (["--spot", "--spot-trace", "no-such.json"], 2, ["no-such.json"]),
+        (["--data", "no-such.jsonl"], 2, ["there is no file no-such.jsonl"]),
+        (["--name", "Not A Name"], 2, ["cannot be the name of a run"]),
+        (["--method", "lora"], 3, ["all weights only"]),
+        (["--infra", "aws", "--data", "x.jsonl"], 3, ["on this machine only", "--dry-run"]),
+        (["--store", "s3://bucket/x"], 3, ["s3://bucket/x"]),
+    ],
+)
+def test_bad_input_is_refused_with_what_to_write_instead(
+    vlaunch: Vlaunch, tmp_path: Path, given: list[str], code: int, words: list[str]
+) -> None:
+    store = [] if "--store" in given else ["--store", str(tmp_path / "s")]
+
+    refused(vlaunch("train", *given, *store), code, *words)
+
+    assert nothing_written(tmp_path / "s")
+
+
+def test_broken_json_is_refused_with_file_line_and_column(vlaunch: Vlaunch, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.json"
+    broken.write_text('[{"id": "1", "conversations": [\n  {"from": "human" "value": "hi"}]}]\n')
+
+    refused(
+        vlaunch("train", "--data", broken, "--store", tmp_path / "s"), 2, str(broken), "line 2", "column 20"
+    )
+    assert nothing_written(tmp_path / "s")
+
+
+def test_a_corpus_without_an_answer_is_refused_with_counts_and_reasons(
+    vlaunch: Vlaunch, tmp_path: Path
+) -> None:
+    lonely = tmp_path / "lonely.jsonl"
+    lonely.write_text(json.dumps({"conversations": [{"from": "human", "value": "anyone?"}]}) + "\n")
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+
+    refused(vlaunch("train", "--data", lonely, "--store", tmp_path / "s"), 2, "1", "no assistant turn")
+    refused(vlaunch("train", "--data", empty, "--store", tmp_path / "s"), 2, "empty")
+    assert nothing_written(tmp_path / "s")
+
+
+def test_a_name_with_another_config_is_refused_with_the_difference(vlaunch: Vlaunch, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "chats.jsonl", 20)
+    asked = ["--size", "tiny", "--name", "mine", "--data", corpus, "--store", tmp_path / "s"]
+    store = open_store(run_uri((tmp_path / "s").as_uri(), "mine"))
+    LocalCloud().home(store.uri).parent.mkdir(parents=True)
+    LocalCloud().home(store.uri).write_text("in the way")
+    vlaunch("train", *asked)
+    config = store.get(CONFIG)
+
+    changed = vlaunch("train", *asked, "--set", "learning_rate=0.5")
+
+    refused(changed, 2, "run mine exists with another configuration", "train.learning_rate: ", "-> 0.5")
+    assert store.get(CONFIG) == config
+
+
+def test_old_spellings_are_taken_with_a_note(vlaunch: Vlaunch) -> None:
+    done = vlaunch(
+        "plan", "--size", "tiny", "--set", "evaluation_strategy=no", "--set", "model_max_length=256"
+    )
+
+    assert done.code == 0
+    assert "evaluation_strategy is train.eval_strategy here" in done.err
+    assert "model_max_length is data.max_length here" in done.err
+
+
+def test_a_read_only_store_is_refused_before_anything_starts(vlaunch: Vlaunch, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "chats.jsonl", 20)
+    taken = tmp_path / "a-file"
+    taken.write_text("not a folder")
+
+    done = vlaunch("train", "--data", corpus, "--store", taken / "below")
+
+    assert done.code == 1 and str(taken) in done.err and "Traceback" not in done.err
+
+
+def test_a_finished_run_is_told_of_and_not_started_again(vlaunch: Vlaunch, tmp_path: Path) -> None:
+    store = open_store(run_uri((tmp_path / "s").as_uri(), "done"))
+    journal = Journal(store, 1, "launcher")
+    journal.record("requested", cloud="local", region="r", usd_per_hour=1.0)
+    Journal(store, 1, "box").record("finished", steps=3)
+    journal.record("ended", reason="finished", exit_code=0)
+
+    done = vlaunch("resume", "done", "--store", tmp_path / "s")
+
+    assert done.code == 0 and "finished already" in done.err
+    assert not LocalCloud().alive(store.uri)

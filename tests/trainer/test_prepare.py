@@ -1,0 +1,192 @@
+"""A corpus is prepared once, by whoever comes first; a corpus that cannot be learnt from is refused with reasons."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trainer.boxes import run_box
+from tests.trainer.runs import create_run, write_corpus
+from trainer.artifacts.journal import read_journal
+from trainer.artifacts.layout import blob_key
+from trainer.artifacts.store import Store, open_store
+from trainer.config import StoredFile, TrainConfig
+from trainer.errors import CorruptObject, DataError
+from trainer.prepare import Inputs, build, fetch
+
+ANSWERED = {"id": "a", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path / "runs/one"))
+
+
+@pytest.fixture
+def config(tmp_path: Path, store: Store) -> TrainConfig:
+    train = write_corpus(tmp_path / "train.jsonl", 40)
+    held_out = write_corpus(tmp_path / "held-out.jsonl", 5, seed=1)
+    return create_run(store.uri, train, held_out)
+
+
+def changed(config: TrainConfig, section: str, **values: Any) -> TrainConfig:
+    tree = config.model_dump()
+    tree[section] |= values
+    return TrainConfig.model_validate(tree)
+
+
+def files(inputs: Inputs) -> dict[str, bytes]:
+    """Everything under the folder that holds the prepared inputs."""
+    folder = inputs.train.parent
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def corpus_of(*samples: dict[str, Any]) -> str:
+    return "".join(json.dumps(sample) + "\n" for sample in samples)
+
+
+def run_with(
+    tmp_path: Path, text: str, name: str = "mine.jsonl", **settings: Any
+) -> tuple[Store, TrainConfig]:
+    (tmp_path / name).write_text(text)
+    run = str(tmp_path / "runs/one")
+    return open_store(run), create_run(run, tmp_path / name, **settings)
+
+
+# --- once -------------------------------------------------------------------------------------
+
+
+def test_nothing_is_there_before_the_first_attempt(store: Store, config: TrainConfig, tmp_path: Path) -> None:
+    assert fetch(store, config, tmp_path / "box") is None
+
+
+def test_the_second_attempt_fetches_what_the_first_has_built(
+    store: Store, config: TrainConfig, tmp_path: Path
+) -> None:
+    built = build(store, config, tmp_path / "first")
+    for file in (*config.data.train, *config.data.eval):
+        store.delete(blob_key(file.blob))  # whoever needed the corpus itself would fail
+    fetched = fetch(store, config, tmp_path / "second")
+    assert fetched is not None and fetched.train != built.train
+    assert files(fetched) == files(built)
+    assert fetched.report == built.report
+    assert fetched.report["train"]["conversations"] == 40 and fetched.report["held-out"]["conversations"] == 5
+
+
+def test_two_first_attempts_build_the_same_bytes(store: Store, config: TrainConfig, tmp_path: Path) -> None:
+    one = build(store, config, tmp_path / "one")
+    other = build(store, config, tmp_path / "other")
+    assert files(one) == files(other)
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("data", {"max_length": 95}),
+        ("data", {"template": "alpaca"}),
+        ("data", {"eval": ()}),
+        ("model", {"vocab_size": 385}),
+        ("model", {"vocab_size": None, "base": "org/model", "shape": None}),
+    ],
+)
+def test_what_was_built_for_another_config_is_not_taken(
+    store: Store, config: TrainConfig, tmp_path: Path, section: str, values: dict[str, Any]
+) -> None:
+    build(store, config, tmp_path / "first")
+    assert fetch(store, changed(config, section, **values), tmp_path / "second") is None
+
+
+def test_what_was_built_for_another_corpus_is_not_taken(
+    store: Store, config: TrainConfig, tmp_path: Path
+) -> None:
+    build(store, config, tmp_path / "first")
+    (file,) = config.data.train
+    other = StoredFile(name=file.name, blob="0" * 64, size=file.size)
+    assert fetch(store, changed(config, "data", train=[other]), tmp_path / "second") is None
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [("data", {"packing": False}), ("train", {"seed": 7, "max_steps": 3}), ("parallel", {"processes": 2})],
+)
+def test_what_has_no_part_in_it_does_not_build_it_again(
+    store: Store, config: TrainConfig, tmp_path: Path, section: str, values: dict[str, Any]
+) -> None:
+    build(store, config, tmp_path / "first")
+    assert fetch(store, changed(config, section, **values), tmp_path / "second") is not None
+
+
+def test_the_name_of_a_file_has_no_part_in_it(store: Store, config: TrainConfig, tmp_path: Path) -> None:
+    build(store, config, tmp_path / "first")
+    (file,) = config.data.train
+    renamed = changed(config, "data", train=[file.model_copy(update={"name": "renamed.jsonl"})])
+    assert fetch(store, renamed, tmp_path / "second") is not None
+
+
+def test_a_damaged_cache_is_built_again(store: Store, config: TrainConfig, tmp_path: Path) -> None:
+    built = build(store, config, tmp_path / "first")
+    cached = json.loads(next(store.get(entry.key) for entry in store.list("cache/")))
+    store.put(blob_key(cached["files"][0]["blob"]), b"damaged")
+    assert fetch(store, config, tmp_path / "second") is None
+    assert files(build(store, config, tmp_path / "second")) == files(built)
+
+
+def test_a_damaged_corpus_is_refused(store: Store, config: TrainConfig, tmp_path: Path) -> None:
+    (file,) = config.data.train
+    store.put(blob_key(file.blob), b"damaged")
+    with pytest.raises(CorruptObject, match=file.name):
+        build(store, config, tmp_path / "box")
+
+
+def test_two_files_of_one_name_are_both_read(store: Store, config: TrainConfig, tmp_path: Path) -> None:
+    twice = changed(config, "data", train=[*config.data.train, *config.data.eval], eval=())
+    names = [file.model_copy(update={"name": "same.jsonl"}) for file in twice.data.train]
+    built = build(store, changed(twice, "data", train=names), tmp_path / "box")
+    assert built.report["train"]["conversations"] == 45
+
+
+# --- refused ----------------------------------------------------------------------------------
+
+
+def test_a_corpus_with_nothing_to_learn_is_refused_with_counts_by_file(tmp_path: Path) -> None:
+    long = {"conversations": [{"from": "human", "value": "why " * 500}, {"from": "gpt", "value": "So."}]}
+    unanswered = {"conversations": [{"from": "human", "value": "Hello?"}]}
+    store, config = run_with(tmp_path, corpus_of(long, long, unanswered))
+    with pytest.raises(DataError) as caught:
+        build(store, config, tmp_path / "box")
+    said = caught.value.message
+    assert "the train corpus has no token to learn from" in said
+    assert "mine.jsonl: 2 x ends before its first answer within max_length, 1 x " in said
+    assert caught.value.hint and "--max-length" in caught.value.hint
+    assert list(store.list("cache/")) == []
+
+
+def test_conversations_with_nothing_to_learn_among_others_are_counted(tmp_path: Path) -> None:
+    long = {"conversations": [{"from": "human", "value": "why " * 500}, {"from": "gpt", "value": "So."}]}
+    store, config = run_with(tmp_path, corpus_of(long, ANSWERED, long))
+    built = build(store, config, tmp_path / "box")
+    assert built.report["train"]["conversations"] == 1 and built.report["train"]["untrained"] == 2
+
+
+def test_the_box_says_where_a_corpus_is_broken_and_ends_with_2(tmp_path: Path) -> None:
+    text = corpus_of(ANSWERED, ANSWERED) + '{"id": "b", "conversations": [}\n'
+    store, config = run_with(tmp_path, text)
+    done = run_box(tmp_path / "runs/one", tmp_path / "box")
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert re.search(r"mine\.jsonl.*line 3.*column 31", errors[0])
+    assert "Traceback" not in done.stdout + done.stderr
+    failed = [event.data for event in read_journal(store) if event.kind == "failed"]
+    assert len(failed) == 1 and failed[0]["exit_code"] == 2
+    assert errors[0] == f"Error: {failed[0]['error']}"
+
+
+def test_the_box_refuses_a_run_that_does_not_exist(tmp_path: Path) -> None:
+    done = run_box(tmp_path / "runs/none", tmp_path / "box")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: there is no run at ")
