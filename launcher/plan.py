@@ -194,7 +194,9 @@ def _parameters(config: TrainConfig) -> float:
         return {"7": 6.74e9, "13": 13.02e9}.get(config.recipe.split("-")[0], 7e9)
     missing = [name for name in ("hidden_size", "num_hidden_layers") if name not in shape]
     if missing:
-        raise ConfigError(f"model.shape has no {missing[0]}", hint="it holds the fields of a Hugging Face config")
+        raise ConfigError(
+            f"model.shape has no {missing[0]}", hint="it holds the fields of a Hugging Face config"
+        )
     hidden, layers = int(shape["hidden_size"]), int(shape["num_hidden_layers"])
     heads = int(shape.get("num_attention_heads", 1))
     kv_share = int(shape.get("num_key_value_heads", heads)) / heads

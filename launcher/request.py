@@ -15,7 +15,7 @@ from trainer.config import Method, TrainConfig, override, parse_config
 from trainer.recipes import Recipe, get_recipe
 
 
-def make_request(asked: Asked, corpus_tokens: int | None = None) -> tuple[TrainRequest, list[str]]:
+def make_request(asked: Asked) -> tuple[TrainRequest, list[str]]:
     """The request, and notes about old spellings.
 
     Raises:
@@ -38,7 +38,6 @@ def make_request(asked: Asked, corpus_tokens: int | None = None) -> tuple[TrainR
             preempt_every_s=float(asked.preempt_every.every) if asked.preempt_every else None,
             zones=tuple((trace.zone, trace.region) for trace in traces),
             cores=os.cpu_count() or 1,
-            corpus_tokens=corpus_tokens,
         ),
         notes,
     )

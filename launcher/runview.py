@@ -22,7 +22,7 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from launcher.attempts import Attempt, Mark, attempts_of, region_name
+from launcher.attempts import Attempt, Mark, attempts_of, moment, region_name
 from launcher.costs import CostReport, cost_report
 from trainer.artifacts import layout
 from trainer.artifacts.journal import RunEvent, read_journal
@@ -115,6 +115,7 @@ class RunView:
     region: str
     durable_step: int | None
     durable_age: timedelta | None
+    next_save: timedelta | None  # until the next save begins, while one is to come
     preemptions: int
     failovers: int
     usd: float
@@ -141,6 +142,7 @@ class RunView:
             "region": self.region,
             "durable_step": self.durable_step,
             "durable_age_s": self.durable_age.total_seconds() if self.durable_age is not None else None,
+            "next_save_s": self.next_save.total_seconds() if self.next_save is not None else None,
             "preemptions": self.preemptions,
             "failovers": self.failovers,
             "usd": self.usd,
@@ -225,6 +227,7 @@ def view(record: RunRecord, now: datetime) -> RunView:
         region=region_name(attempts[-1]) if attempts else "",
         durable_step=newest.step if newest else None,
         durable_age=max(timedelta(0), now - newest.created) if newest else None,
+        next_save=_next_save(record.events, now),
         preemptions=sum(_was_preempted(attempt, record.events) for attempt in attempts),
         failovers=sum(
             region_name(after) != region_name(before)
@@ -311,6 +314,15 @@ def _was_preempted(attempt: Attempt, events: Sequence[RunEvent]) -> bool:
         return attempt.reason == "preempted"
     kinds = {event.kind for event in events if event.attempt == attempt.ordinal}
     return "preempted" in kinds and not kinds & {"stopping", "limit"}
+
+
+def _next_save(events: Sequence[RunEvent], now: datetime) -> timedelta | None:
+    """From when the last save was taken and how often the box then meant to save."""
+    last = next((event for event in reversed(events) if event.kind == "checkpoint"), None)
+    taken = moment(last.data.get("taken_at")) if last is not None else None
+    if last is None or taken is None or "next_s" not in last.data or state_of(events) is not State.RUNNING:
+        return None
+    return max(timedelta(0), taken + timedelta(seconds=float(last.data["next_s"])) - now)
 
 
 def _max_steps(record: RunRecord) -> int | None:

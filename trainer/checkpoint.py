@@ -126,6 +126,10 @@ class Cadence:
         optimum = math.sqrt(2.0 * self.cost_s * self.settings.mtbf_s)
         return min(max(optimum, 2.0 * self.save_s), self.settings.max_interval_s)
 
+    def told(self) -> dict[str, float]:
+        """For people who watch: seconds from one save to the next, where time decides."""
+        return {"next_s": round(self.interval_s, 1)} if self.settings.save_strategy == "auto" else {}
+
     def due(self, step: int, since_last_s: float) -> bool:
         if self.settings.save_strategy == "steps":
             return step % self.settings.save_steps == 0
@@ -306,7 +310,8 @@ class Checkpointer:
             stall_s=round(stall_s, 4),
             upload_s=round(sent_s, 4),
             save_s=round(time.monotonic() - began, 4),
-            bytes=sum(entry.size for entry in entries),
+            bytes=manifest.size,
+            **self.cadence.told(),
         )
         return "durable"
 

@@ -17,12 +17,16 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging as transformers_logging
 
 from trainer.artifacts.layout import EXPORT_MANIFEST, export_key
 from trainer.artifacts.manifest import hash_file
 from trainer.artifacts.store import Store
 from trainer.conversation import ChatTemplate, Turn
 from trainer.parallel import World
+
+# Progress bars are for terminals; this is a log.
+transformers_logging.disable_progress_bar()
 
 
 def export(

@@ -32,6 +32,8 @@ def command(ctx: click.Context, /, dry_run: bool, detach: bool, yes: bool, **giv
     Given again with the same --name, the command goes on with that run. --dry-run prints the plan to stderr and
     the SkyPilot task to stdout, without network and without writing anything.
     """
+    from dataclasses import replace
+
     from launcher import submit
     from launcher.follow import start_and_follow
     from launcher.plan import make_plan
@@ -55,7 +57,8 @@ def command(ctx: click.Context, /, dry_run: bool, detach: bool, yes: bool, **giv
     submit.say_counts(count)
     if held_out:
         submit.count_corpus(held_out)
-    plan = make_plan(make_request(asked, count.tokens)[0])
+    request = replace(request, corpus_tokens=count.tokens)
+    plan = make_plan(request)
     say(plan_text(plan))
     _agree(plan, yes)
     submit.create(request, plan, make_launch(asked, plan), train, held_out)

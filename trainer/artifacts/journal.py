@@ -71,7 +71,7 @@ EVENTS: dict[str, EventKind] = {
     "checkpoint": EventKind(
         "box",
         "a checkpoint is durable",
-        ("step", "taken_at", "durable_at", "stall_s", "save_s", "upload_s", "bytes", "sent_bytes"),
+        ("step", "taken_at", "durable_at", "stall_s", "save_s", "upload_s", "bytes", "sent_bytes", "next_s"),
     ),
     "save_failed": EventKind("box", "a save failed and training goes on", ("step", "error")),
     "fallback": EventKind(
