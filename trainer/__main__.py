@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from trainer.errors import VlaunchError
+from trainer.errors import Preempted, VlaunchError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         Attempt(open_store(options.run), options.workdir.absolute()).run()
+    except Preempted as notice:
+        logging.getLogger("trainer").info(notice.message)
+        return notice.exit_code
     except VlaunchError as error:
         print(f"Error: {error.message}", file=sys.stderr)
         if error.hint:

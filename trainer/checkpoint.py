@@ -235,8 +235,9 @@ class Checkpointer:
             if self._world.leads:
                 verdict = self._commit(step, position, everyone, taken_at, stall_s, began)
                 self._collect()
-        finally:
-            verdict = self._tell(verdict)
+        except Exception:  # a fault of this program must not end the thread unheard, with the others waiting
+            log.exception("the save of step %d failed", step)
+        verdict = self._tell(verdict)
         self.cadence.save_s = time.monotonic() - began
         self.last_failed = verdict == "failed"
         if verdict == "durable":

@@ -63,8 +63,8 @@ class Job:
 def train(job: Job, start: int) -> tuple[Ending, int]:
     """Optimiser steps `start`..total-1. Returns how it ended and the number of steps then taken."""
     job.model.train()
-    if start == 0:
-        _measure_held_out(job, 0)
+    if start == 0 or _held_out_due(job, start):  # a notice may have come before it was measured
+        _measure_held_out(job, start)
     for step in range(start, job.total_steps):
         began = time.monotonic()
         loss, norm = _optimise(job, step)
@@ -76,11 +76,11 @@ def train(job: Job, start: int) -> tuple[Ending, int]:
         )
         saver.raise_if_fenced()
         _tell(job, step, loss, norm, time.monotonic() - began)
-        if last or (job.train.eval_strategy == "steps" and done % job.train.eval_steps == 0):
-            _measure_held_out(job, done)
         if noticed and not last:
             _leave(job, done)
             return "preempted", done
+        if last or _held_out_due(job, done):
+            _measure_held_out(job, done)
         if due and not busy and not last:
             _save(job, done)
     return "finished", job.total_steps
@@ -166,6 +166,10 @@ def _tell(job: Job, step: int, loss: float, norm: float, seconds: float) -> None
             step_s=seconds,
         )
     )
+
+
+def _held_out_due(job: Job, step: int) -> bool:
+    return job.train.eval_strategy == "steps" and step % job.train.eval_steps == 0
 
 
 def _measure_held_out(job: Job, step: int) -> None:

@@ -232,7 +232,8 @@ def describe(error: BaseException) -> dict[str, Any]:
 
 def _forked(brief: Brief, rank: int) -> None:
     """A process of its own from here on: ends with the exit code of what happened."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no process outlives its supervisor
+    if sys.platform == "linux":  # no process outlives its supervisor
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     from trainer.preemption import Notice
     from trainer.rank import run_rank
 

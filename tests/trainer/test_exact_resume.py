@@ -13,7 +13,7 @@ import pytest
 
 from tests.trainer.killing import Death, live
 from tests.trainer.runs import create_run, write_corpus
-from trainer.artifacts.layout import EXPORT
+from trainer.artifacts.layout import CONFIG, EXPORT
 from trainer.artifacts.manifest import hash_file
 from trainer.artifacts.metrics import StepRecord, read_metrics
 from trainer.artifacts.store import open_store
@@ -133,3 +133,23 @@ def test_the_comparison_can_fail_when_random_state_is_not_restored(
 
     assert differ and differ[0] > 2
     assert differ == list(range(differ[0], STEPS + 1))
+
+
+def test_a_checkpoint_of_two_processes_continues_on_one_with_the_same_samples(
+    tmp_path: Path, corpus: tuple[Path, Path]
+) -> None:
+    """Dropout off: other sums, but the same batches and nearly the same numbers."""
+    whole, moved = tmp_path / "runs/whole", tmp_path / "runs/moved"
+    for run in (whole, moved):
+        create_run(str(run), *corpus, parallel__processes=2, model__dropout=0.0)
+    assert not live(str(whole), tmp_path / "work-whole", Death("never"))
+    assert live(str(moved), tmp_path / "work-two", Death("after", "manifest/", 3))
+    config = moved / CONFIG
+    config.write_text(config.read_text().replace('"processes": 2', '"processes": 1'))
+    assert not live(str(moved), tmp_path / "work-one", Death("never"))
+
+    steps, other = (read_metrics(open_store(str(run)))[0] for run in (whole, moved))
+
+    assert [step.batch for step in steps] == [step.batch for step in other]
+    assert max(abs(a.loss - b.loss) for a, b in zip(steps, other, strict=True)) < 1e-5
+    assert "not bit-exact" in (tmp_path / "work-one.log").read_text()
