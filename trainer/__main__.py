@@ -56,4 +56,9 @@ def start_logging() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Nothing is left to do, and taking the interpreter apart with torch in it takes seconds on a busy box: seconds
+    # of a machine that is paid for, or of a notice.
+    os._exit(code)

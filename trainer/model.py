@@ -48,6 +48,12 @@ def model_config(
         raise ConfigError(
             f"the tokeniser has {len(tokeniser)} tokens, the base model only {shape.vocab_size}"
         )
+    positions = getattr(shape, "max_position_embeddings", None)
+    if positions is not None and config.data.max_length > positions:
+        raise ConfigError(
+            f"max_length {config.data.max_length} exceeds the {positions} positions of the base model",
+            hint=f"--max-length {positions}",
+        )
     shape.update(
         {
             "bos_token_id": tokeniser.bos_token_id,

@@ -21,7 +21,7 @@ from trainer.artifacts.store import Store
 from trainer.config import StoredFile, TrainConfig
 from trainer.conversation import ChatTemplate, Conversation, get_template
 from trainer.data.read import FileReport, read_corpus
-from trainer.errors import CorruptObject, DataError, MissingKey
+from trainer.errors import ConfigError, CorruptObject, DataError, MissingKey, NotReady
 
 if TYPE_CHECKING:
     from trainer.tokenize import TokenCounts
@@ -132,8 +132,10 @@ def _build(store: Store, config: TrainConfig, base: Path | None, corpus: Path, m
     train, held_out = (_files(store, files, corpus) for files in (config.data.train, config.data.eval))
     if config.model.vocab_size is not None:
         tokeniser = train_tokeniser(_texts(train, template), config.model.vocab_size, template)
-    else:
+    elif base is not None:
         tokeniser = load_tokeniser(str(base), template)
+    else:
+        raise ConfigError("a model without a base needs a tokeniser of its own: set model.vocab_size")
     carry_template(tokeniser, template, config.data.max_length)
     tokeniser.save_pretrained(made / _TOKENISER)
     encoder = Encoder(tokeniser, template)
@@ -192,4 +194,10 @@ def _base(store: Store, config: TrainConfig, directory: Path) -> Path | None:
     from huggingface_hub import snapshot_download
 
     wanted = ["*.safetensors", "*.json", "*.model", "*.jinja"]
-    return Path(snapshot_download(config.model.base, allow_patterns=wanted))
+    try:
+        return Path(snapshot_download(config.model.base, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        raise NotReady(
+            f"the base model {config.model.base} cannot be fetched: {' '.join(str(error).split())}",
+            hint="check its name and the network; a closed model needs HF_TOKEN",
+        ) from None

@@ -79,9 +79,14 @@ def load_tokeniser(path: str, template: ChatTemplate) -> PreTrainedTokenizerFast
     """The fast tokeniser of a base model.
 
     Raises:
-        ConfigError: the tokeniser has no fast form, or lacks a token that the template ends turns with.
+        ConfigError: there is none, it has no fast form, or it lacks a token that the template ends turns with.
     """
-    tokeniser: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    try:
+        tokeniser: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"the tokeniser of {path} cannot be loaded: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(tokeniser, PreTrainedTokenizerFast):
         raise ConfigError(f"the tokeniser of {path} has no fast form", hint="save it with tokenizer.json")
     unknown = [token for token in template.special_tokens if token not in tokeniser.get_vocab()]

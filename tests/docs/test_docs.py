@@ -100,12 +100,19 @@ def test_the_exit_codes_of_the_page_are_those_of_the_errors() -> None:
 
 
 def test_the_page_of_verbs_names_every_verb_and_every_option_and_no_other() -> None:
-    text = CLI.read_text()
-    named = set(re.findall(r"--[a-z0-9][a-z0-9-]*", text))
+    ours_alone = [part for part in pages.sections(CLI) if part.heading != "`python -m trainer`"]
+    named = {
+        word
+        for part in ours_alone
+        for line in part.lines
+        for word in re.findall(r"--[a-z0-9][a-z0-9-]*", line)
+    }
     ours = {name for command in verbs().values() for name in options_of(command)}
     everywhere = {"--json", "--debug", "--quiet", "--version", "--help"}
     assert named == ours | everywhere
-    assert [verb for verb in VERBS if f"`vlaunch {verb}`" not in {s.heading for s in pages.sections(CLI)}] == []
+    assert [
+        verb for verb in VERBS if f"`vlaunch {verb}`" not in {s.heading for s in pages.sections(CLI)}
+    ] == []
 
 
 def test_the_table_of_verbs_in_the_readme_is_complete() -> None:
@@ -114,7 +121,9 @@ def test_the_table_of_verbs_in_the_readme_is_complete() -> None:
 
 def test_the_page_of_recipes_is_what_the_program_would_write() -> None:
     made = runpy.run_path(str(pages.DOCS / "recipes.py"))["page"]()
-    assert (pages.DOCS / "recipes.md").read_text() == made, "run: .venv/bin/python docs/recipes.py > docs/recipes.md"
+    assert (pages.DOCS / "recipes.md").read_text() == made, (
+        "run: .venv/bin/python docs/recipes.py > docs/recipes.md"
+    )
 
 
 def test_the_architecture_names_every_file_once_and_no_other() -> None:
@@ -131,6 +140,17 @@ def test_the_architecture_names_every_file_once_and_no_other() -> None:
         if path.suffix in (".py", ".yaml")
     ]
     assert sorted(listed) == sorted(there)
+
+
+def test_every_page_that_the_code_points_to_is_there() -> None:
+    pointed_to = {
+        target
+        for room in (*ROOMS, "tests")
+        for path in (REPOSITORY / room).rglob("*.py")
+        for target in re.findall(r"docs/[a-z]+(?:\.md|/\d{3})", path.read_text())
+    }
+    assert pointed_to
+    assert [target for target in sorted(pointed_to) if not list(REPOSITORY.glob(f"{target}*"))] == []
 
 
 def test_the_architecture_speaks_of_no_file_that_is_not_there() -> None:

@@ -50,7 +50,12 @@ def typed(terminal: dict[str, str]) -> list[tuple[str, int, str]]:
 
 def _run(terminal: dict[str, str], command: str) -> tuple[int, str]:
     done = subprocess.run(
-        ["bash", "-c", command], env=terminal, cwd=terminal["HOME"], capture_output=True, text=True, timeout=120
+        ["bash", "-c", command],
+        env=terminal,
+        cwd=terminal["HOME"],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     return done.returncode, done.stdout + done.stderr
 

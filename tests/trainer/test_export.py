@@ -70,8 +70,8 @@ def finish(folder: Path, *, by_program: bool, processes: int = 1, bf16: bool = F
     corpus = write_counting(folder / "train.jsonl")
     run = folder / "runs/short"
     config = create_run(
-        str(run), corpus, train__max_steps=STEPS, train__learning_rate=1e-2, train__bf16=bf16, parallel__processes=processes,
-        checkpoint__save_steps=1000, export__max_new_tokens=5 if by_program else 0,
+        str(run), corpus, train__max_steps=STEPS, train__learning_rate=1e-2, train__bf16=bf16,
+        parallel__processes=processes, checkpoint__save_steps=1000, export__max_new_tokens=5 if by_program else 0,
     )  # fmt: skip
     if by_program:
         done = run_box(run, folder / "box")

@@ -182,6 +182,13 @@ def test_a_tokeniser_larger_than_the_base_model_is_refused(tmp_path: Path) -> No
         model_config(config_of(), tokeniser, tmp_path)
 
 
+def test_rows_longer_than_the_base_model_has_positions_are_refused(tmp_path: Path) -> None:
+    llama(vocab_size=1000, max_position_embeddings=2047).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="max_length 2048 exceeds the 2047 positions") as caught:
+        model_config(config_of(), FAMILIES["byte-level"](), tmp_path)
+    assert caught.value.hint == "--max-length 2047"
+
+
 @pytest.mark.parametrize(
     ("shape", "said"),
     [

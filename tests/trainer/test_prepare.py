@@ -15,7 +15,7 @@ from trainer.artifacts.journal import read_journal
 from trainer.artifacts.layout import blob_key
 from trainer.artifacts.store import Store, open_store
 from trainer.config import StoredFile, TrainConfig
-from trainer.errors import CorruptObject, DataError
+from trainer.errors import ConfigError, CorruptObject, DataError
 from trainer.prepare import Inputs, build, fetch
 
 ANSWERED = {"id": "a", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
@@ -190,3 +190,18 @@ def test_the_box_refuses_a_run_that_does_not_exist(tmp_path: Path) -> None:
     done = run_box(tmp_path / "runs/none", tmp_path / "box")
     assert done.returncode == 2
     assert done.stderr.startswith("Error: there is no run at ")
+
+
+def test_the_box_says_which_base_model_it_cannot_fetch_and_ends_with_3(tmp_path: Path) -> None:
+    run_with(tmp_path, corpus_of(ANSWERED), model__shape=None, model__vocab_size=None, model__base="no/thing")
+    done = run_box(tmp_path / "runs/one", tmp_path / "box")  # without a network, as all tests
+    assert done.returncode == 3
+    assert "Error: the base model no/thing cannot be fetched: " in done.stderr
+    assert "HF_TOKEN" in done.stderr and "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_model_with_neither_base_nor_vocabulary_is_refused(
+    store: Store, config: TrainConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"set model\.vocab_size"):
+        build(store, changed(config, "model", vocab_size=None), tmp_path / "box")

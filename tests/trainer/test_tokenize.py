@@ -146,6 +146,12 @@ def test_a_tokeniser_without_the_end_mark_of_the_template_is_refused(tmp_path: P
     assert caught.value.hint and "data.template" in caught.value.hint
 
 
+def test_a_folder_without_a_tokeniser_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ConfigError, match=f"the tokeniser of {tmp_path} cannot be loaded"):
+        load_tokeniser(str(tmp_path), VICUNA)
+
+
 def test_an_end_mark_that_is_only_a_piece_of_text_becomes_a_token(tmp_path: Path) -> None:
     folder = save(train_tokeniser(["Hello"], 300, VICUNA), tmp_path)
     tree = json.loads((folder / "tokenizer.json").read_text())
