@@ -127,7 +127,7 @@ def make_plan(request: TrainRequest) -> Plan:
             math.sqrt(2 * _SAVE_COST_S * mtbf_s), request.config.checkpoint.max_interval_s
         ),
         notional=_is_local(request),
-        risks=tuple(_risks(request, restart_s, mtbf_s)),
+        risks=tuple(_risks(request, candidates, restart_s, mtbf_s)),
     )
 
 
@@ -225,14 +225,12 @@ def _rate(accelerator: str, request: TrainRequest) -> float:
     return _PEAK_FLOPS.get(name, 100e12) * _GPU_UTILISATION * int(count or 1) * request.num_nodes
 
 
-def _risks(request: TrainRequest, restart_s: float, mtbf_s: float) -> list[str]:
+def _risks(
+    request: TrainRequest, candidates: Sequence[Candidate], restart_s: float, mtbf_s: float
+) -> list[str]:
     risks = []
     if request.spot and restart_s > mtbf_s / 4:
         risks.append(f"a restart takes {restart_s:.0f} s of the {mtbf_s:.0f} s between two preemptions")
-    if request.spot and len({c.region for c in _candidates(request, _accelerator(request))}) == 1:
+    if request.spot and len({candidate.region for candidate in candidates}) == 1:
         risks.append("only one region: when it has no machines, the run waits; a second --infra lets it move")
     return risks
-
-
-def _accelerator(request: TrainRequest) -> str:
-    return "" if _is_local(request) else str(request.gpus or request.recipe.accelerator or "")

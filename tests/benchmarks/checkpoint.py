@@ -1,6 +1,6 @@
 """How long training stands still for a checkpoint, and what saving costs a whole run.
 
-    python tests/benchmarks/checkpoint.py [--processes 1] [--steps 32] [--every 8] [--repeat 2] [--store DIR]
+    python tests/benchmarks/checkpoint.py [--processes 1] [--steps 40] [--every 12] [--repeat 2] [--store DIR]
                                           [--json FILE]
 
 A LLaMA of 15 million weights (186 MB of state: weights and both moments, float32) takes real steps, one thread per
@@ -200,8 +200,8 @@ def report(told: dict[str, Any], wanted: Wanted) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=32)
-    parser.add_argument("--every", type=int, default=8, help="steps between saves")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--every", type=int, default=12, help="steps between saves")
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument(
         "--store", type=Path, help="folder in which stores are made: on a disk, not in memory"
