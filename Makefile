@@ -12,7 +12,7 @@ PYTHON ?= python3
 EXTRAS ?= train,data,dev
 # Tests start real processes: two workers on the two cores of a small machine, a file's tests on one of them.
 PYTEST_ARGS ?= -n 2 --dist loadscope
-CODE := launcher task_templates trainer serving tests
+CODE := launcher task_templates trainer serving tests docs
 # Named after the content, not the time, of what decides the installation: a fresh checkout changes all times.
 STAMP := .venv/installed-$(shell (cat pyproject.toml constraints.txt; echo $(EXTRAS)) | sha256sum | cut -c 1-16)
 

@@ -64,7 +64,7 @@ def offers(accelerator: str) -> list[Price]:
     ]
     if not fitting:
         known = sorted({price.accelerator for price in PRICES if price.accelerator})
-        close = difflib.get_close_matches(accelerator, known, n=1, cutoff=0.4)
+        close = difflib.get_close_matches(accelerator, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
         raise UsageError(f"no price is known for {accelerator}", hint=hint)
     return sorted(fitting, key=lambda price: price.spot)

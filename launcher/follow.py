@@ -6,7 +6,7 @@ The same view works for a run that another machine looks after: nothing but the 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from shutil import get_terminal_size
@@ -35,19 +35,23 @@ def start_and_follow(ctx: click.Context, store: str, name: str, *, detach: bool)
     if state_of(read_run(store, name).events) is State.FINISHED:
         say(f"{name} is finished already")
     else:
+        known = {event.key for event in read_run(store, name).events}
         LocalCloud().launch(uri)
         say(f"run {name} in {uri}")
         if detach:
             emit(ctx, {"run": name, "uri": uri}, f"vlaunch logs -f {name} follows it")
             return
-        follow(store, name)
+        follow(store, name, known)
     conclude(ctx, store, name)
 
 
-def follow(store: str, name: str) -> None:
-    """Show progress until nobody looks after the run any more. Ctrl-C leaves the run alone."""
+def follow(store: str, name: str, known: Collection[str] = ()) -> None:
+    """Show progress until nobody looks after the run any more. Ctrl-C leaves the run alone.
+
+    `known` are keys of events from before, which are not told again.
+    """
     uri = run_uri(store, name)
-    told: set[str] = set()
+    told = set(known)
     try:
         with _screen() as screen:
             for record, seen in _looks(store, name, uri):
@@ -70,16 +74,19 @@ def wait_until_left(uri: str) -> None:
 def conclude(ctx: click.Context, store: str, name: str) -> None:
     """Print what came of a run; raises where it failed or met a limit."""
     from launcher.report.tables import as_dict
-    from launcher.report.terminal import bill_text, loss_curve
+    from launcher.report.terminal import bill_text, held_out_text, loss_curve
 
     now = datetime.now(UTC)
     record = read_run(store, name)
     seen, bill = view(record, now), record.costs(now)
     if seen.state is State.FAILED:
         raise _failure(record, seen)
-    limit = _last(record, "limit")
-    if limit is not None and seen.state is not State.FINISHED:
-        raise LimitReached(f"{name} stopped: {limit.data['what']}", hint=f"vlaunch resume {name} goes on")
+    limit = _last(record, "limit", "requested")
+    if limit is not None and limit.kind == "limit" and seen.state is not State.FINISHED:
+        raise LimitReached(
+            f"{name} stopped: {limit.data['what']}",
+            hint=f"vlaunch resume {name} with a higher --max-cost or --deadline goes on",
+        )
     reply = _last(record, "sampled")
     answer = {**seen.as_dict(), "cost": as_dict(bill), "reply": reply.data if reply else None}
 
@@ -87,8 +94,8 @@ def conclude(ctx: click.Context, store: str, name: str) -> None:
         parts = []
         if record.steps:
             parts.append("\n".join(loss_curve(record.steps, min(get_terminal_size().columns, 100))))
-        if seen.eval_first and seen.eval_last:
-            parts.append(f"held-out loss {seen.eval_first:.3f} -> {seen.eval_last:.3f}")
+        if record.evals:
+            parts.append(f"held-out loss {held_out_text(record.evals)}")
         if reply:
             parts.append(f"you    {reply.data['prompt']}\nmodel  {reply.data['reply']}")
         parts.append(f"{name} is {seen.state.value}; its model is {seen.uri}/export")
@@ -187,7 +194,7 @@ def _tell(event: RunEvent) -> None:
                 else "starts at the beginning"
             )
         ),
-        "notice": lambda: f"attempt {event.attempt}: the machine is being taken, {data['step']} steps done",
+        "notice": lambda: f"attempt {event.attempt}: told to leave, {data['step']} steps done",
         "fallback": lambda: (
             f"attempt {event.attempt}: a checkpoint is damaged, using the one before: {data['problem']}"
         ),
@@ -203,5 +210,5 @@ def _tell(event: RunEvent) -> None:
         say(f"{at}  {line()}")
 
 
-def _last(record: RunRecord, kind: str) -> RunEvent | None:
-    return next((event for event in reversed(record.events) if event.kind == kind), None)
+def _last(record: RunRecord, *kinds: str) -> RunEvent | None:
+    return next((event for event in reversed(record.events) if event.kind in kinds), None)

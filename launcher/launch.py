@@ -58,7 +58,7 @@ def to_event(plan: Plan, launch: Launch) -> dict[str, Any]:
 
 
 def from_events(events: list[RunEvent]) -> Launch:
-    """The launch that the `created` event holds.
+    """The launch that the `created` event holds, with the limits that were given later.
 
     Raises:
         UsageError: the run was not created by vlaunch train.
@@ -69,4 +69,7 @@ def from_events(events: list[RunEvent]) -> Launch:
     raw = dict(created.data["plan"]["launch"])
     raw["candidates"] = tuple(Candidate(**candidate) for candidate in raw["candidates"])
     raw["market"] = MarketSettings(**{**raw["market"], "traces": tuple(raw["market"]["traces"])})
+    for event in events:
+        if event.kind == "limits":
+            raw |= event.data
     return Launch(**raw)

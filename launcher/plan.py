@@ -6,9 +6,10 @@ Pure: a request in, a plan out. The figures are estimates from stated assumption
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from launcher.catalog import SOURCE, Price, offers
 from launcher.values import Gpus, Infra
@@ -29,7 +30,6 @@ _CORPUS_TOKENS = 70_000 * 800
 # Seconds from a request to the first new step: on a cloud, provisioning and set-up as well.
 _RESTART_S = {"local": 8.0, "cloud": 300.0}
 _SAVE_COST_S = 1.0  # standing still per save, before one has been measured
-_DEFAULT_MTBF_S = 2 * 3600.0  # a poor spot zone's (shared facts: mean up-times of 0.7 to 10 h)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class Candidate:
     market: MarketName
     usd_per_hour: float
     on_demand_usd_per_hour: float
+    spot_usd_per_hour: float
     price_source: str
 
 
@@ -58,11 +59,13 @@ class TrainRequest:
     spot: bool = False
     gpus: Gpus | None = None
     num_nodes: int = 1
-    preempt_every_s: float | None = None
     zones: tuple[tuple[str, str], ...] = ()
     """(zone, region) of spot traces, where the local market replays some."""
     cores: int = 2
     corpus_tokens: int | None = None
+    """Counted in the user's files; None where none were given."""
+    base_shape: Mapping[str, Any] | None = None
+    """The Hugging Face config of a local base model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +76,14 @@ class Plan:
     recipe: str
     method: str
     accelerator: str
+    """SkyPilot name and count, or "CPU"."""
+    cores: int
     candidates: tuple[Candidate, ...]
     parameters: float
     steps: int
     tokens: float
+    corpus_tokens: int
+    corpus_assumed: bool
     hours: float
     usd_spot: float
     usd_on_demand: float
@@ -85,6 +92,10 @@ class Plan:
     notional: bool
     problems: tuple[str, ...] = ()
     risks: tuple[str, ...] = field(default=())
+
+    @property
+    def has_accelerator(self) -> bool:
+        return self.accelerator != "CPU"
 
     @property
     def market(self) -> MarketName:
@@ -103,30 +114,33 @@ def make_plan(request: TrainRequest) -> Plan:
     """
     accelerator = "" if _is_local(request) else str(request.gpus or request.recipe.accelerator or "")
     candidates = tuple(_candidates(request, accelerator))
-    parameters = _parameters(request.config)
+    parameters = _parameters(request)
     steps, tokens = _work(request)
     hours = 6.0 * parameters * tokens / _rate(accelerator, request) / 3600.0
-    mtbf_s = request.preempt_every_s or _DEFAULT_MTBF_S
+    mtbf_s = request.config.checkpoint.mtbf_s
     restart_s = _RESTART_S["local" if _is_local(request) else "cloud"]
-    cheapest = candidates[0]
-    overhead = 1.0 + (restart_s + math.sqrt(2 * _SAVE_COST_S * mtbf_s) / 2) / mtbf_s if request.spot else 1.0
+    overhead = 1.0 + (restart_s + math.sqrt(2 * _SAVE_COST_S * mtbf_s) / 2) / mtbf_s
     return Plan(
         name=request.name,
         recipe=request.config.recipe,
         method=request.config.train.method,
-        accelerator=accelerator or f"{request.cores} CPU cores",
+        accelerator=accelerator or "CPU",
+        cores=request.cores,
         candidates=candidates,
         parameters=parameters,
         steps=steps,
         tokens=tokens,
+        corpus_tokens=request.corpus_tokens or _CORPUS_TOKENS,
+        corpus_assumed=request.corpus_tokens is None,
         hours=hours,
-        usd_spot=hours * overhead * cheapest.usd_per_hour * request.num_nodes,
-        usd_on_demand=hours * cheapest.on_demand_usd_per_hour * request.num_nodes,
+        usd_spot=hours * overhead * min(c.spot_usd_per_hour for c in candidates) * request.num_nodes,
+        usd_on_demand=hours * min(c.on_demand_usd_per_hour for c in candidates) * request.num_nodes,
         mtbf_s=mtbf_s,
         checkpoint_every_s=min(
             math.sqrt(2 * _SAVE_COST_S * mtbf_s), request.config.checkpoint.max_interval_s
         ),
         notional=_is_local(request),
+        problems=tuple(_problems(request)),
         risks=tuple(_risks(request, candidates, restart_s, mtbf_s)),
     )
 
@@ -183,15 +197,16 @@ def _priced(
         market="spot" if request.spot else "on-demand",
         usd_per_hour=price.spot if request.spot else price.on_demand,
         on_demand_usd_per_hour=price.on_demand,
+        spot_usd_per_hour=price.spot,
         price_source=source,
     )
 
 
-def _parameters(config: TrainConfig) -> float:
-    """Weights of the model: exact for a shape, by name for the recipes."""
-    shape = config.model.shape
+def _parameters(request: TrainRequest) -> float:
+    """Weights of the model: exact for a shape, by name otherwise."""
+    shape = request.config.model.shape or request.base_shape
     if shape is None:
-        return {"7": 6.74e9, "13": 13.02e9}.get(config.recipe.split("-")[0], 7e9)
+        return _named_size(request.config.model.base or "")
     missing = [name for name in ("hidden_size", "num_hidden_layers") if name not in shape]
     if missing:
         raise ConfigError(
@@ -202,8 +217,15 @@ def _parameters(config: TrainConfig) -> float:
     kv_share = int(shape.get("num_key_value_heads", heads)) / heads
     attention = hidden * hidden * (2 + 2 * kv_share)
     mlp = 3 * hidden * int(shape.get("intermediate_size", 4 * hidden))
-    embeddings = hidden * (config.model.vocab_size or 32_000)
+    embeddings = hidden * int(request.config.model.vocab_size or shape.get("vocab_size", 32_000))
     return layers * (attention + mlp) + embeddings * (1 if shape.get("tie_word_embeddings") else 2)
+
+
+def _named_size(base: str) -> float:
+    """Weights by the size in a model's name: llama-13b-hf has 13 billion. LLaMA's own sizes are known exactly."""
+    found = re.search(r"(\d+(?:\.\d+)?)b\b", base.lower())
+    billions = float(found[1]) if found else 7.0
+    return {7.0: 6.74e9, 13.0: 13.02e9}.get(billions, billions * 1e9)
 
 
 def _work(request: TrainRequest) -> tuple[int, float]:
@@ -223,6 +245,13 @@ def _rate(accelerator: str, request: TrainRequest) -> float:
         return _CORE_FLOPS * request.cores * request.num_nodes
     name, _, count = accelerator.partition(":")
     return _PEAK_FLOPS.get(name, 100e12) * _GPU_UTILISATION * int(count or 1) * request.num_nodes
+
+
+def _problems(request: TrainRequest) -> list[str]:
+    """What has to be mended before this plan can run."""
+    if not _is_local(request) and request.store.startswith("file:"):
+        return [f"the store {request.store} is on this machine: give --store s3://... or gs://..."]
+    return []
 
 
 def _risks(

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 import task_templates
-from launcher.plan import Plan, TrainRequest
+from launcher.plan import Candidate, Plan, TrainRequest
 from trainer.artifacts.layout import run_prefix
 from trainer.artifacts.store import join_uri
 
@@ -32,19 +32,14 @@ def render_train(plan: Plan, request: TrainRequest) -> str:
         # This machine: no accelerator is asked for, and no disk is bought.
         task["resources"] = {"cpus": f"{request.cores}+", "use_spot": request.spot}
     else:
-        accelerator = plan.accelerator
-        shared = {key: value for key, value in resources.items() if key != "accelerators"}
-        task["resources"] = {
-            **shared,
-            "ordered": [
-                {"infra": f"{candidate.cloud}/{candidate.region}", "accelerators": accelerator}
-                for candidate in _one_per_region(plan)
-            ],
-        }
+        machine = {"accelerators": plan.accelerator} if plan.has_accelerator else {"cpus": "2+"}
+        places = [{"infra": f"{place.cloud}/{place.region}", **machine} for place in _one_per_region(plan)]
+        del resources["accelerators"]
+        resources["ordered"] = places
     return _dump(task)
 
 
-def _one_per_region(plan: Plan) -> list[Any]:
+def _one_per_region(plan: Plan) -> list[Candidate]:
     return list({(c.cloud, c.region): c for c in reversed(plan.candidates)}.values())[::-1]
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import time
 from pathlib import Path
+from typing import Any
 
 from launcher.errors import UsageError
 from launcher.launch import Launch, MarketSettings
@@ -12,6 +15,7 @@ from launcher.plan import Plan, TrainRequest
 from launcher.spot.trace import load_trace
 from launcher.train_options import Asked
 from trainer.config import Method, TrainConfig, override, parse_config
+from trainer.conversation import get_template
 from trainer.recipes import Recipe, get_recipe
 
 
@@ -24,6 +28,7 @@ def make_request(asked: Asked) -> tuple[TrainRequest, list[str]]:
     """
     recipe = _recipe(asked)
     config, notes = override(recipe.config, _settings(asked))
+    get_template(config.data.template)  # a name that does not exist is refused before anything starts
     traces = [load_trace(Path(path)) for path in asked.spot_trace]
     return (
         TrainRequest(
@@ -35,9 +40,9 @@ def make_request(asked: Asked) -> tuple[TrainRequest, list[str]]:
             spot=asked.spot,
             gpus=asked.gpus,
             num_nodes=asked.num_nodes,
-            preempt_every_s=float(asked.preempt_every.every) if asked.preempt_every else None,
             zones=tuple((trace.zone, trace.region) for trace in traces),
             cores=os.cpu_count() or 1,
+            base_shape=_local_shape(config),
         ),
         notes,
     )
@@ -71,6 +76,10 @@ def _recipe(asked: Asked) -> Recipe:
             "--preempt-every and --spot-trace are two different markets", hint="give one of them"
         )
     method: Method = asked.method  # type: ignore[assignment]  # click.Choice has checked it
+    if {infra.cloud for infra in asked.infra} > {"local"}:
+        raise UsageError(
+            "this machine and a cloud cannot share one run", hint="give --infra local or clouds, not both"
+        )
     if asked.model is None:
         return get_recipe(asked.size or "tiny", method)
     base = get_recipe("7", method)
@@ -100,4 +109,19 @@ def _settings(asked: Asked) -> list[tuple[str, str]]:
 
 def _fresh_name(config: TrainConfig) -> str:
     """Like tiny-1120-230501: recipe, day and second, so that names sort by time."""
-    return f"{config.recipe.lower()[:20]}-{time.strftime('%m%d-%H%M%S')}"
+    recipe = re.sub(r"[^a-z0-9]+", "-", config.recipe.lower())[:20].strip("-")
+    return f"{recipe or 'run'}-{time.strftime('%m%d-%H%M%S')}"
+
+
+def _local_shape(config: TrainConfig) -> dict[str, Any] | None:
+    """What a base model in a folder says of itself."""
+    if config.model.base is None or not Path(config.model.base).is_dir():
+        return None
+    path = Path(config.model.base) / "config.json"
+    try:
+        shape: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path} cannot be read: {error}", hint="a base model is a Hugging Face folder"
+        ) from None
+    return shape

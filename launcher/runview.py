@@ -285,6 +285,7 @@ _TRANSITIONS: Mapping[str, Mapping[State, State]] = {
     # A launcher's `running` may be sorted after the box's `training`: their clocks differ.
     "running": _row(None, pending=_S),
     "stopping": _row(_STOPPING, stopped=_STOPPED, finished=_FIN, failed=_FAIL),
+    "limits": _STAY,
     "limit": _row(_STOPPING, stopped=_STOPPED, finished=_FIN, failed=_FAIL),
     "ended(preempted)": _row(_REC, stopping=_STOPPED, stopped=_STOPPED, finished=_FIN, failed=_FAIL),
     "ended(stopped)": _row(_STOPPED, finished=_FIN, failed=_FAIL),

@@ -21,7 +21,7 @@ from trainer.artifacts.journal import Journal, read_journal
 from trainer.artifacts.layout import CONFIG, TASK, valid_run_id
 from trainer.artifacts.manifest import put_blob
 from trainer.artifacts.store import Store, open_store
-from trainer.config import DataSection, StoredFile, TrainConfig, decode_config, difference
+from trainer.config import DataSection, ModelSection, StoredFile, TrainConfig, decode_config, difference
 from trainer.data.read import FileReport, read_corpus
 from trainer.errors import MissingKey
 
@@ -97,7 +97,7 @@ def refuse_unsupported(request: TrainRequest) -> None:
     if clouds:
         raise NotReady(
             f"this version starts runs on this machine only, not on {', '.join(clouds)}",
-            hint="--dry-run prints the task for `sky jobs launch`; --infra local runs it here",
+            hint="--dry-run shows the task it will become; --infra local runs it here",
         )
     if request.config.train.method != "full":
         raise NotReady(
@@ -121,12 +121,39 @@ def create(
     data = request.config.data.model_copy(
         update={"train": _stored(store, train), "eval": _stored(store, held_out)}
     )
-    config = request.config.model_copy(update={"data": DataSection.model_validate(data.model_dump())})
+    model = _carried_base(store, request.config.model)
+    config = request.config.model_copy(
+        update={"data": DataSection.model_validate(data.model_dump()), "model": model}
+    )
     _write_config(store, config, request.name)
     store.put_new(TASK, render_train(plan, replace(request, config=config)).encode())
-    if not any(event.kind == "created" for event in read_journal(store)):
+    events = read_journal(store)
+    if not any(event.kind == "created" for event in events):
         Journal(store, 0, "launcher").record("created", **to_event(plan, launch))
+    else:
+        change_limits(store, launch.max_cost_usd, launch.deadline_s)
     return uri
+
+
+def change_limits(store: Store, max_cost_usd: float | None, deadline_s: float | None) -> None:
+    """New limits for a run that exists; None leaves one as it is."""
+    given = {"max_cost_usd": max_cost_usd, "deadline_s": deadline_s}
+    changed = {name: value for name, value in given.items() if value is not None}
+    if changed:
+        Journal(store, 0, "launcher").record("limits", **changed)
+
+
+def _carried_base(store: Store, model: ModelSection) -> ModelSection:
+    """A base model in a folder here travels through the store by hash, as the corpus does."""
+    if model.base is None or not Path(model.base).is_dir():
+        return model
+    wanted = ("*.json", "*.safetensors", "*.model", "*.jinja")
+    paths = sorted(path for pattern in wanted for path in Path(model.base).glob(pattern))
+    if not any(path.suffix == ".safetensors" for path in paths):
+        raise UsageError(
+            f"{model.base} holds no .safetensors file", hint="convert pickled .bin weights first"
+        )
+    return ModelSection.model_validate(model.model_dump() | {"base": None, "files": _stored(store, paths)})
 
 
 def _stored(store: Store, paths: Sequence[Path]) -> tuple[StoredFile, ...]:

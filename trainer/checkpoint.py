@@ -312,6 +312,7 @@ class Checkpointer:
             upload_s=round(sent_s, 4),
             save_s=round(time.monotonic() - began, 4),
             bytes=manifest.size,
+            sent_bytes=sum(file.size for file in manifest.files if file.epoch == self._lease.epoch),
             **self.cadence.told(),
         )
         return "durable"

@@ -38,6 +38,8 @@ class StoredFile(Section):
 class ModelSection(Section):
     base: str | None = None
     """Hugging Face id or a path that the box sees; None starts from random weights of `shape`."""
+    revision: str | None = None
+    """Commit, tag or branch of a Hugging Face base; None is its newest, which may change between attempts."""
     files: tuple[StoredFile, ...] = ()
     """A local base model's files (config, tokeniser, safetensors), carried through the store."""
     shape: dict[str, Any] | None = None
@@ -63,7 +65,7 @@ class DataSection(Section):
     template: str = "vicuna_v1.1"
     """Chat template; stored with the model so that serving uses the same one."""
     max_length: int = Field(default=2048, ge=16, le=1_048_576)
-    """Tokens of one training row (the seeds' model_max_length). Longer conversations are cut there."""
+    """Tokens of one training row (model_max_length in FastChat). Longer conversations are cut there."""
     packing: bool = True
     """Put whole conversations side by side in one row; they never see one another."""
 
@@ -78,7 +80,7 @@ class TrainSection(Section):
     global_batch_size: int = Field(default=128, ge=1)
     """Rows per optimiser step over all processes; 128 is Vicuna's. Accumulation is derived from it."""
     per_device_train_batch_size: int = Field(default=4, ge=1)
-    """Rows per forward pass of one process; 4 is the seeds' on an A100-80GB."""
+    """Rows per forward pass of one process; 4 is Vicuna's on an A100-80GB."""
     learning_rate: float = Field(default=2e-5, gt=0)
     """Peak; 2e-5 is Vicuna's for all weights."""
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
@@ -88,8 +90,11 @@ class TrainSection(Section):
     weight_decay: float = Field(default=0.0, ge=0.0)
     """AdamW's decoupled decay; Vicuna has none."""
     adam_beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """AdamW's decay of the mean gradient; 0.9 is TrainingArguments' default."""
     adam_beta2: float = Field(default=0.999, ge=0.0, lt=1.0)
+    """AdamW's decay of the mean squared gradient; 0.999 is TrainingArguments' default."""
     adam_epsilon: float = Field(default=1e-8, gt=0.0)
+    """AdamW's guard against division by zero; 1e-8 is TrainingArguments' default."""
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     """Gradients are clipped to this global norm."""
     gradient_checkpointing: bool = True
@@ -110,13 +115,13 @@ class TrainSection(Section):
 
 class LoraSection(Section):
     r: int = Field(default=8, ge=1)
-    """Rank; 8 is the seeds'."""
+    """Rank; 8 is FastChat's."""
     alpha: int = Field(default=16, ge=1)
-    """Scale times rank; 16 is the seeds'."""
+    """Scale times rank; 16 is FastChat's."""
     dropout: float = Field(default=0.05, ge=0.0, lt=1.0)
-    """On the adapters' input; 0.05 is the seeds'."""
+    """On the adapters' input; 0.05 is FastChat's."""
     target_modules: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "v_proj")
-    """Layers that get an adapter; the seeds adapt q_proj and v_proj."""
+    """Layers that get an adapter; FastChat adapts q_proj and v_proj."""
     load_8bit: bool = False
     """Keep the frozen base in 8 bit: 7B then fits a 16 GB card."""
 
@@ -127,7 +132,7 @@ class CheckpointSection(Section):
     save_steps: int = Field(default=500, ge=1)
     """Steps between saves under save_strategy=steps."""
     mtbf_s: float = Field(default=7200.0, gt=0)
-    """Expected seconds between two preemptions, from the plan; 2 h is a poor spot zone's."""
+    """Expected seconds between two preemptions; 2 h is a poor spot zone's. --preempt-every sets it."""
     max_interval_s: float = Field(default=1200.0, gt=0)
     """No work older than this is ever at risk, whatever the formula says."""
     save_total_limit: int = Field(default=2, ge=1)
@@ -173,7 +178,7 @@ class TrainConfig(Section):
         return (json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()
 
 
-# Names that the seeds' command lines and older libraries use, and the field each means today.
+# Names that FastChat's command lines and older libraries use, and the field each means today.
 OLD_NAMES: dict[str, str] = {
     "evaluation_strategy": "train.eval_strategy",
     "model_max_length": "data.max_length",
@@ -184,6 +189,8 @@ OLD_NAMES: dict[str, str] = {
     "lora_target_modules": "lora.target_modules",
     "load_in_8bit": "lora.load_8bit",
     "train_batch_size": "train.global_batch_size",
+    "lr": "train.learning_rate",
+    "epochs": "train.num_train_epochs",
 }
 DERIVED = {
     "gradient_accumulation_steps": "it follows from global_batch_size, per_device_train_batch_size and "

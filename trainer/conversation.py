@@ -3,7 +3,7 @@
 A chat format is needed in four places: as training text with a loss mask, as a prompt to
 generate from, as a Hugging Face `chat_template` shipped with the weights, and as the strings
 that end an answer. FastChat keeps these apart and re-derives the mask by splitting rendered
-text, so a user who writes " ASSISTANT:" silently loses the sample (facts/fastchat.md section 5).
+text, so a user who writes " ASSISTANT:" silently loses the sample.
 Here a `ChatTemplate` is data, and `render`, `prompt`, `jinja` and `stop_strings` all read it.
 
 The text of a dialogue is laid out as

@@ -92,7 +92,7 @@ def _cache_name(config: TrainConfig) -> str:
         "template": asdict(get_template(config.data.template)),
         "max_length": config.data.max_length,
         "vocab_size": config.model.vocab_size,
-        "base": config.model.base,
+        "base": [config.model.base, config.model.revision],
         "files": sorted(file.blob for file in config.model.files),
     }
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
@@ -195,7 +195,9 @@ def _base(store: Store, config: TrainConfig, directory: Path) -> Path | None:
 
     wanted = ["*.safetensors", "*.json", "*.model", "*.jinja"]
     try:
-        return Path(snapshot_download(config.model.base, allow_patterns=wanted))
+        return Path(
+            snapshot_download(config.model.base, revision=config.model.revision, allow_patterns=wanted)
+        )
     except (OSError, ValueError) as error:
         raise NotReady(
             f"the base model {config.model.base} cannot be fetched: {' '.join(str(error).split())}",

@@ -75,7 +75,7 @@ def run_rank(brief: Brief, rank: int, notice: Notice) -> None:
                 durable = job.checkpointer.durable_step
                 if world.leads:
                     brief.journal.record("preempted", step=step, durable_step=durable)
-                raise Preempted(f"the machine is being taken at step {step}; durable at step {durable}")
+                raise Preempted(f"left at step {step}; durable at step {durable}")
             _make_durable(job, step)
             _finish(brief, job, tokeniser, observer)
         finally:
@@ -224,7 +224,7 @@ class RankObserver:
             self._tracker.held_out(record)
 
     def noticed(self, step: int) -> None:
-        log.warning("notice: this machine is being taken; %d steps done", step)
+        log.warning("told to leave this machine; %d steps done", step)
         self._journal.record("notice", step=step)
 
     def cut(self) -> None:

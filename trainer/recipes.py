@@ -87,7 +87,7 @@ def vicuna_13b(method: Method = "full") -> Recipe:
     return _vicuna("13", "yahma/llama-13b-hf", method)
 
 
-# full: FastChat's recommendation quoted by the seeds (13B 8 x A100-80GB, 7B 4 x A100-80GB).
+# full: FastChat's recommendation (13B 8 x A100-80GB, 7B 4 x A100-80GB).
 # lora: the 16 GB card of the single-GPU document; qlora 7B: one A10 24 GB, the Antrea document.
 # 13B adapters: the smallest card whose memory holds the base (8 bit 13 GB, 4 bit 7 GB) with room to train.
 _MACHINES: dict[tuple[str, Method], str] = {
@@ -116,7 +116,7 @@ def _vicuna(size: str, base: str, method: Method) -> Recipe:
         ),
         lora=LoraSection(load_8bit=on_16gb),
     )
-    return Recipe(config, _MACHINES[size, method], "the seeds' hyperparameters for Vicuna")
+    return Recipe(config, _MACHINES[size, method], "Vicuna's hyperparameters, from the FastChat documents")
 
 
 RECIPES: dict[str, Callable[[Method], Recipe]] = {"tiny": tiny, "7": vicuna_7b, "13": vicuna_13b}
@@ -130,7 +130,8 @@ def get_recipe(size: str, method: Method = "full") -> Recipe:
     """
     name = size.lower().removesuffix("b") if size.lower() != "tiny" else "tiny"
     if name not in RECIPES:
-        close = difflib.get_close_matches(size, list(RECIPES), n=1)
+        # A number close to another number is another model, not a slip of the hand.
+        close = [] if size[:1].isdigit() else difflib.get_close_matches(size, list(RECIPES), n=1)
         hint = (
             f"did you mean {close[0]}?"
             if close

@@ -162,6 +162,9 @@ class Attempt:
             rendezvous=f"file://{self._workdir}/rendezvous",
             clock=self.clock,
         )
+        if int(os.environ.get("SKYPILOT_NUM_NODES", "1")) == 1:
+            # One machine: what the processes say to each other is never heard outside of it.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
         context = multiprocessing.get_context("fork")
         self._ranks = [
             context.Process(target=_forked, args=(brief, rank), name=f"rank {rank}") for rank in range(size)
@@ -188,7 +191,7 @@ class Attempt:
         if codes == {0}:
             return
         if codes == {Preempted.exit_code}:
-            raise Preempted("this machine is being taken away", hint="start the same command again elsewhere")
+            raise Preempted("told to leave this machine", hint="start the same command again elsewhere")
         raise self._failure()
 
     def _failure(self) -> VlaunchError:
@@ -209,7 +212,7 @@ class Attempt:
     def _on_notice(self, _number: int, _frame: FrameType | None) -> None:
         """SIGTERM: pass it on; before there is anything to save, simply go."""
         if not self._ranks:
-            raise Preempted("this machine is being taken away", hint="start the same command again elsewhere")
+            raise Preempted("told to leave this machine", hint="start the same command again elsewhere")
         for process in self._ranks:
             if process.pid and process.is_alive():
                 os.kill(process.pid, signal.SIGTERM)

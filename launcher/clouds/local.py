@@ -9,14 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from launcher.clouds.local_keeper import LOCK, PID
+from launcher.clouds.local_keeper import LOCK, MACHINE, PID, end_orphan, is_live
 from launcher.settings import state_dir
 from trainer.artifacts.layout import LOGS
-from trainer.artifacts.store import open_store
-from trainer.errors import NotReady, RunIsLive
+from trainer.artifacts.store import Store, open_store
+from trainer.errors import NotReady
 
 _LOOK_S = 0.1
 
@@ -31,7 +31,7 @@ class LocalCloud:
 
     def launch(self, run_uri: str) -> None:
         if self.alive(run_uri):
-            raise RunIsLive(f"{run_uri} is running already", hint="vlaunch logs -f follows it")
+            raise is_live(run_uri)
         home = self.home(run_uri)
         home.mkdir(parents=True, exist_ok=True)
         with (home / "keeper.log").open("ab") as out:
@@ -60,7 +60,8 @@ class LocalCloud:
 
     def stop(self, run_uri: str) -> bool:
         if not self.alive(run_uri):
-            return False
+            # A keeper that was killed may have left its machine: nobody else would ever take it away.
+            return end_orphan(open_store(run_uri), self.home(run_uri) / MACHINE, "stopped")
         try:
             os.kill(int((self.home(run_uri) / PID).read_text()), signal.SIGTERM)
         except (ProcessLookupError, FileNotFoundError, ValueError):
@@ -68,31 +69,33 @@ class LocalCloud:
         return True
 
     def logs(self, run_uri: str, *, follow: bool) -> Iterator[str]:
-        shown: dict[str, int] = {}
+        shown: dict[int, int] = {}
         while True:
             live = self.alive(run_uri)  # asked first: what is written before the end is still read below
-            paths = sorted(self.home(run_uri).glob("attempt-*.log"))
-            for path in paths:
-                yield from _new_lines(path, shown, to_end=not live)
-            if not paths and not live:
-                yield from _stored(run_uri)
+            here = {
+                int(path.stem.rpartition("-")[2]): path for path in self.home(run_uri).glob("attempt-*.log")
+            }
+            if not shown:
+                yield from _forgotten(open_store(run_uri), here)
+            for attempt, path in sorted(here.items()):
+                yield from _new_lines(path, attempt, shown, to_end=not live)
             if not follow or not live:
                 return
             time.sleep(_LOOK_S)
 
 
-def _new_lines(path: Path, shown: dict[str, int], *, to_end: bool) -> Iterator[str]:
+def _new_lines(path: Path, attempt: int, shown: dict[int, int], *, to_end: bool) -> Iterator[str]:
     """Whole lines after the part already shown; an unfinished last line only at the end."""
     with path.open("rb") as log:
-        log.seek(shown.get(path.name, 0))
+        log.seek(shown.get(attempt, 0))
         data = log.read()
     end = len(data) if to_end else data.rfind(b"\n") + 1
-    shown[path.name] = shown.get(path.name, 0) + end
+    shown[attempt] = shown.get(attempt, 0) + end
     yield from data[:end].decode(errors="replace").splitlines()
 
 
-def _stored(run_uri: str) -> Iterator[str]:
-    """Logs of ended attempts, from the store: this machine may be another one than it was."""
-    store = open_store(run_uri)
+def _forgotten(store: Store, here: Collection[int]) -> Iterator[str]:
+    """Logs of attempts that ended on another machine, or before this one lost its memory; from the store."""
     for entry in store.list(LOGS):
-        yield from store.get(entry.key).decode(errors="replace").splitlines()
+        if int(entry.key.split("/")[1].rpartition("-")[2]) not in here:
+            yield from store.get(entry.key).decode(errors="replace").splitlines()

@@ -33,7 +33,7 @@ from launcher.plan import Candidate
 from launcher.spot.policy import choose
 from trainer.artifacts.journal import Journal, RunEvent, read_journal
 from trainer.artifacts.layout import TASK, log_key
-from trainer.artifacts.store import open_store
+from trainer.artifacts.store import Store, open_store
 from trainer.errors import LimitReached, Preempted, RemoteJobFailed, RunIsLive, StoreError, VlaunchError
 
 log = logging.getLogger("keeper")
@@ -91,14 +91,12 @@ class Keeper:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunIsLive(
-                f"{self._run_uri} is running already", hint="vlaunch logs -f follows it"
-            ) from None
+            raise is_live(self._run_uri) from None
 
     def keep(self) -> None:
         """Until the run is finished or stopped; raises the error that ended it otherwise."""
         signal.signal(signal.SIGTERM, self._on_stop)
-        self._clear_orphan()
+        end_orphan(self._store, self._home / MACHINE, "orphaned")
         self._run_attempts()
 
     def _run_attempts(self) -> None:
@@ -116,6 +114,9 @@ class Keeper:
             if candidate is None:
                 self._wait_for_capacity(launch, events)
                 continue
+            Limits(launch, candidate, events).refuse(
+                Journal(self._store, attempt - 1, "launcher", quiet=True)
+            )
             taken_at = market.taken_at(candidate.zone, now_s, attempt) + began
             if self._live(launch, task, candidate, attempt, taken_at, events) in ("finished", "stopped"):
                 return
@@ -147,7 +148,10 @@ class Keeper:
         log.info("attempt %d runs in %s", attempt, candidate.zone)
         limits = Limits(launch, candidate, events)
         reason, code = self._watch(machine, journal, launch, taken_at, limits)
-        code = machine.destroy() if code is None else (machine.destroy(), code)[1]
+        killed = machine.destroy()
+        code = killed if code is None else code
+        if reason == "failed" and self._superseded(attempt):
+            reason = "stopped"
         notice = {"notice_s": launch.notice_s} if reason == "preempted" else {}
         journal.record("ended", reason=reason, exit_code=code, **notice)
         log.info("attempt %d ended: %s (%s)", attempt, reason, code)
@@ -167,7 +171,8 @@ class Keeper:
             if code is not None:
                 return _REASONS.get(code, "failed"), code
             if self._stop or limits.passed():
-                journal.record("limit", what=limits.reached) if limits.reached else journal.record("stopping")
+                told = ("limit", {"what": limits.reached}) if limits.reached else ("stopping", {})
+                journal.record(told[0], **told[1])
                 machine.notify()
                 return "stopped", machine.wait(_STOP_GRACE_S)
             if time.time() >= taken_at:
@@ -176,6 +181,11 @@ class Keeper:
                     machine.wait(launch.notice_s)
                 return "preempted", None
 
+    def _superseded(self, attempt: int) -> bool:
+        """Whether the box ended because another attempt, started elsewhere, owns the run now."""
+        events = read_journal(self._store)
+        return any(event.kind == "fenced" and event.attempt == attempt for event in events)
+
     def _wait_for_capacity(self, launch: Launch, events: list[RunEvent]) -> None:
         if not events or events[-1].kind != "no_capacity":
             regions = sorted({candidate.region for candidate in launch.candidates})
@@ -183,12 +193,6 @@ class Keeper:
             Journal(self._store, attempt, "launcher", quiet=True).record("no_capacity", regions=regions)
             log.info("no machine in %s: waiting", ", ".join(regions))
         time.sleep(_LOOK_S)
-
-    def _clear_orphan(self) -> None:
-        """A keeper that was killed may have left its machine running and its attempt open."""
-        destroy_orphan(self._home / MACHINE)
-        for attempt in _open_attempts(read_journal(self._store)):
-            Journal(self._store, attempt, "launcher").record("ended", reason="orphaned")
 
     def _keep_log(self, attempt: int, path: Path) -> None:
         """Logs of a machine that is gone are in the store too."""
@@ -221,8 +225,28 @@ class Limits:
             self.reached = f"the deadline of {launch.deadline_s:g} s has come"
         return self.reached is not None
 
+    def refuse(self, journal: Journal) -> None:
+        """Raises LimitReached where nothing is left, before another machine is paid for."""
+        if self.passed():
+            journal.record("limit", what=self.reached)
+            raise LimitReached(self.reached or "")
+
 
 _REASONS = {0: "finished", Preempted.exit_code: "preempted"}
+
+
+def end_orphan(store: Store, record: Path, reason: str) -> bool:
+    """Take away the machine that a killed keeper may have left, and close its attempt in the journal. Returns
+    whether there was one."""
+    running = destroy_orphan(record)
+    for attempt in _open_attempts(read_journal(store)):
+        Journal(store, attempt, "launcher").record("ended", reason=reason)
+    return running
+
+
+def is_live(run_uri: str) -> RunIsLive:
+    name = run_uri.rstrip("/").rsplit("/", 1)[-1]
+    return RunIsLive(f"{name} is running already", hint=f"vlaunch logs -f {name} follows it")
 
 
 def _offer(candidate: Candidate) -> dict[str, Any]:

@@ -29,8 +29,16 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     from launcher.report.plan import plan_dict, plan_text
     from launcher.request import make_request
 
-    request, notes = make_request(Asked(**given))
+    asked = Asked(**given)
+    request, notes = make_request(asked)
     for note in notes:
         say(f"note: {note}")
+    if asked.data:
+        from dataclasses import replace
+        from pathlib import Path
+
+        from launcher.submit import count_corpus
+
+        request = replace(request, corpus_tokens=count_corpus([Path(path) for path in asked.data]).tokens)
     plan = make_plan(request)
     emit(ctx, plan_dict(plan), lambda: plan_text(plan))

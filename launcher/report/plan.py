@@ -20,6 +20,7 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
         "parameters": plan.parameters,
         "steps": plan.steps,
         "tokens": plan.tokens,
+        "corpus": {"tokens": plan.corpus_tokens, "assumed": plan.corpus_assumed},
         "hours": plan.hours,
         "usd": {"spot": plan.usd_spot, "on_demand": plan.usd_on_demand},
         "notional": plan.notional,
@@ -33,13 +34,16 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
 def plan_text(plan: Plan) -> str:
     """A few lines: what, how long, how much, where, what could go wrong."""
     first = plan.candidates[0]
+    machine = plan.accelerator if plan.has_accelerator else f"{plan.cores} CPU cores"
     cost = f"${plan.usd_spot:.2f} on spot, ${plan.usd_on_demand:.2f} on demand" if not plan.notional else (
         f"nothing; priced {first.price_source}: ${plan.usd_spot:.4f} on spot, ${plan.usd_on_demand:.4f} on demand"
     )  # fmt: skip
     lines = [
         f"plan      {plan.recipe}: {plan.parameters / 1e6:,.1f} million weights, {plan.steps:,} steps, "
         f"up to {plan.tokens / 1e6:,.1f} million tokens",
-        f"machine   {plan.accelerator}, {plan.market}, about {duration(plan.hours * 3600)} of training",
+        f"corpus    about {plan.corpus_tokens / 1e6:,.1f} million tokens"
+        + (", assumed" if plan.corpus_assumed else ""),
+        f"machine   {machine}, {plan.market}, about {duration(plan.hours * 3600)} of training",
         f"cost      {cost}",
         f"places    {' > '.join(plan.regions)}",
         f"saves     every {duration(plan.checkpoint_every_s)} at first, then by their measured cost",

@@ -97,7 +97,8 @@ def status_text(seen: RunView, bill: CostReport, now: datetime) -> str:
     durable = "nothing yet: a preemption now starts over"
     if seen.durable_step is not None and seen.durable_age is not None:
         durable = f"step {seen.durable_step:,}, {duration(seen.durable_age)} old"
-    held_out = f"{seen.eval_first:.4g} -> {seen.eval_last:.4g}" if seen.eval_first and seen.eval_last else "-"
+    ends = [loss for loss in (seen.eval_first, seen.eval_last) if loss is not None]
+    held_out = " -> ".join(f"{loss:.4g}" for loss in dict.fromkeys(ends)) or "-"
     facts = [
         ("run", seen.run_id),
         ("state", _state(seen, now) + (f": {seen.problem}" if seen.problem else "")),
@@ -147,6 +148,12 @@ def metrics_text(record: RunRecord, last: int, width: int) -> str:
 def loss_curve(steps: Sequence[StepRecord], width: int, resumed: Sequence[int] = ()) -> list[str]:
     points = [(float(record.step), record.loss) for record in steps if math.isfinite(record.loss)]
     return curve(points, width=width, marks=[float(step) for step in resumed], unicode=shows_unicode())
+
+
+def held_out_text(evals: Sequence[EvalRecord]) -> str:
+    """From the first held-out loss to the last; one alone where only one was measured."""
+    ends = evals[:1] if len(evals) == 1 else [evals[0], evals[-1]]
+    return " -> ".join(f"{record.loss:.3f}" for record in ends)
 
 
 def eval_text(evals: Sequence[EvalRecord]) -> str:

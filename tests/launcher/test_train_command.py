@@ -182,3 +182,38 @@ def test_a_finished_run_is_told_of_and_not_started_again(vlaunch: Vlaunch, tmp_p
 
     assert done.code == 0 and "finished already" in done.err
     assert not LocalCloud().alive(store.uri)
+
+
+def test_a_plan_reads_the_corpus_it_is_given_and_says_when_it_assumes_one(
+    vlaunch: Vlaunch, tmp_path: Path
+) -> None:
+    corpus = write_corpus(tmp_path / "chats.jsonl", 20)
+
+    assumed = vlaunch("plan", "--size", "13", "--json").json["corpus"]
+    counted = vlaunch("plan", "--size", "13", "--data", corpus, "--json").json["corpus"]
+
+    assert assumed["assumed"] is True and counted["assumed"] is False
+    assert counted["tokens"] < 10_000
+    refused(vlaunch("plan", "--data", tmp_path / "none.jsonl"), 2, "there is no file")
+
+
+def test_a_base_model_in_a_folder_is_planned_by_its_own_shape(vlaunch: Vlaunch, tmp_path: Path) -> None:
+    base = tmp_path / "my_model.v1"
+    base.mkdir()
+    shape = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 1000}
+    (base / "config.json").write_text(json.dumps(shape))
+
+    plan = vlaunch("plan", "--model", base, "--json").json
+
+    assert plan["parameters"] < 1e6
+    assert plan["name"].startswith("my-model-v1-full-")
+
+
+def test_a_cloud_task_without_gpus_asks_for_cpus_and_a_store_that_it_can_reach(
+    vlaunch: Vlaunch, tmp_path: Path
+) -> None:
+    done = vlaunch("train", "--size", "tiny", "--infra", "aws", "--store", tmp_path, "--dry-run")
+
+    assert "is on this machine: give --store s3://" in done.err
+    assert {"cpus": "2+", "infra": "aws/us-east-2"} in yaml.safe_load(done.out)["resources"]["ordered"]
+    refused(vlaunch("train", "--infra", "local", "--infra", "aws"), 2, "cannot share one run")

@@ -61,6 +61,9 @@ EVENTS: dict[str, EventKind] = {
         ("reason", "exit_code", "notice_s"),
     ),
     "stopping": EventKind("launcher", "the user asked the run to stop"),
+    "limits": EventKind(
+        "launcher", "the budget or the deadline is another one from here on", ("max_cost_usd", "deadline_s")
+    ),
     "limit": EventKind("launcher", "a budget or a deadline ends the run", ("what",)),
     "started": EventKind(
         "box",
@@ -84,7 +87,7 @@ EVENTS: dict[str, EventKind] = {
     "finished": EventKind(
         "box",
         "the training goal is reached",
-        ("steps", "tokens", "samples", "loss", "eval_first", "eval_last"),
+        ("steps", "tokens", "samples"),
     ),
     "failed": EventKind("box", "the attempt ended with an error", ("error", "hint", "exit_code")),
     "fenced": EventKind("box", "a newer attempt owns the run; this one stopped", ("by",)),

@@ -11,7 +11,7 @@
     runs/<run_id>/journal/<utc>-<attempt6>-<seq6>-<kind>.json
     runs/<run_id>/cache/<name>.json                             what was derived, naming its blobs
     runs/<run_id>/export/...                                    the final model, with manifest.json
-    runs/<run_id>/logs/attempt-<n>/...
+    runs/<run_id>/logs/attempt-<attempt6>/...
 
 Numbers have a fixed width, so that the order of the keys is the order of the numbers.
 """
@@ -143,7 +143,7 @@ def cache_key(name: str) -> str:
 
 
 def log_key(attempt: int, name: str) -> str:
-    return f"logs/attempt-{attempt}/{name}"
+    return f"logs/attempt-{attempt:06d}/{name}"
 
 
 def run_prefix(run_id: str) -> str:

@@ -152,8 +152,23 @@ def test_resume_takes_away_the_machine_that_a_killed_keeper_left_running(
     assert vlaunch("resume", "left", "--store", store, "--detach").code == 0
     until(lambda: kinds(store, "left").count("running") == 2)
 
-    assert process_start(machine["pid"]) != machine["started"]
+    until(lambda: process_start(machine["pid"]) != machine["started"])
     assert [e.data["reason"] for e in events(store, "left") if e.kind == "ended"] == ["orphaned"]
+
+
+def test_stop_takes_away_the_machine_that_a_killed_keeper_left_running(
+    vlaunch: Vlaunch, corpus: Path, store: str
+) -> None:
+    assert vlaunch(*train(corpus, store, "--name", "alone", "--detach", steps=3000)).code == 0
+    home = LocalCloud().home(run_uri(store, "alone"))
+    until(lambda: "running" in kinds(store, "alone"))
+    os.kill(int((home / PID).read_text()), signal.SIGKILL)
+    machine = json.loads((home / MACHINE).read_text())
+
+    stopped = vlaunch("stop", "alone", "--store", store, "--json")
+
+    assert stopped.json["was_running"] is True and stopped.json["state"] == "stopped"
+    until(lambda: process_start(machine["pid"]) != machine["started"])
 
 
 def test_stop_saves_the_last_step_and_resume_goes_on_from_it(
@@ -206,6 +221,13 @@ def test_a_budget_ends_the_run_with_its_work_saved_and_exit_code_5(
 
     assert done.code == 5 and "the budget of $0.0003 is spent" in done.err
     assert vlaunch("status", "poor", "--store", store, "--json").json["durable_step"] >= 5
+
+    again = vlaunch("resume", "poor", "--store", store)
+    assert (
+        again.code == 5 and kinds(store, "poor").count("requested") == 1
+    )  # no machine is paid for to say so
+    assert vlaunch("resume", "poor", "--store", store, "--max-cost", "5", "--detach").code == 0
+    until(lambda: kinds(store, "poor").count("training") == 2)
 
 
 def test_a_run_waits_where_the_traces_have_no_machine_and_goes_on_where_they_have_one(

@@ -17,7 +17,7 @@ from trainer.errors import UsageError
 
 
 def candidate(region: str, price: float = 1.0) -> Candidate:
-    return Candidate("local", region, f"{region}a", "m", "spot", price, 3 * price, "a test")
+    return Candidate("local", region, f"{region}a", "m", "spot", price, 3 * price, price, "a test")
 
 
 A, B, C = candidate("a"), candidate("b", 2.0), candidate("c", 3.0)
