@@ -129,7 +129,8 @@ def _build(store: Store, config: TrainConfig, base: Path | None, corpus: Path, m
     from trainer.tokenize import Encoder, carry_template, load_tokeniser, train_tokeniser, write_corpus
 
     template = get_template(config.data.template)
-    train, held_out = (_files(store, files, corpus) for files in (config.data.train, config.data.eval))
+    train = _files(store, config.data.train, corpus / _TRAIN)
+    held_out = _files(store, config.data.eval, corpus / _HELD_OUT)
     if config.model.vocab_size is not None:
         tokeniser = train_tokeniser(_texts(train, template), config.model.vocab_size, template)
     elif base is not None:
@@ -146,6 +147,7 @@ def _build(store: Store, config: TrainConfig, base: Path | None, corpus: Path, m
         read = read_corpus(paths)
         counts = write_corpus(read, encoder, config.data.max_length, made / name)
         _refuse_unlearnable(name, counts, read.files)
+        _tell(name, counts)
         report[name] = asdict(counts)
     (made / _REPORT).write_text(json.dumps(report, sort_keys=True))
 
@@ -161,6 +163,17 @@ def _refuse_unlearnable(name: str, counts: TokenCounts, files: list[FileReport])
     raise DataError(
         "\n".join(lines), hint="raise --max-length, or look at the files with `vlaunch data stats FILE`"
     )
+
+
+def _tell(name: str, counts: TokenCounts) -> None:
+    log.info(
+        "%s corpus: %d conversations, %d tokens, %d of them learnt from",
+        name, counts.conversations, counts.tokens, counts.trained,
+    )  # fmt: skip
+    if counts.cut:
+        log.warning("%d conversations are longer than max_length and were cut there", counts.cut)
+    if counts.untrained:
+        log.warning("%d conversations end before their first answer and were left out", counts.untrained)
 
 
 def _texts(paths: list[Path], template: ChatTemplate) -> Iterator[str]:

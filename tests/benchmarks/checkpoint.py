@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, PreTrainedModel
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -117,12 +118,17 @@ def run(way: str, world: World, trainee: Trainee, lease: Lease, folder: Path, wa
         if way == "sync":
             saver.wait()
         outcome.stalls_s.append(time.monotonic() - stopped)
-        outcome.bytes = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+        outcome.bytes = sum(map(_bytes, state.values()))
     saver.close()
     world.agree(0.0)
     outcome.wall_s = time.monotonic() - began
     (outcome.cpu_s,) = world.agree(time.process_time() - cpu)
     return outcome
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    mine = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return mine.numel() * mine.element_size()
 
 
 def take_turns(rank: int, folder: Path, leases: dict[tuple[int, str], Lease], wanted: Wanted) -> None:
