@@ -32,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     # Waiting OpenMP threads sleep instead of spinning: on a box whose cores are shared, spinning threads of one
     # process keep another's from running at all. Read by libgomp when torch loads it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Asking how many GPUs there are must not start CUDA here: the processes are forked from this one.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     from trainer.artifacts.store import open_store
     from trainer.supervisor import Attempt
 

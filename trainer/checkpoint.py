@@ -10,6 +10,7 @@ training uses. Nothing here unpickles: shards are safetensors, everything else i
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -17,6 +18,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +100,8 @@ def restore(
 
 def seed_process(seed: int, step: int, rank: int) -> None:
     """Start this process's random streams at a point no other (step, rank) shares."""
-    torch.manual_seed((seed * 1_000_003 + step) * 1_000_003 + rank)
+    digest = hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)  # torch takes 63 bits
 
 
 @dataclass
@@ -246,22 +249,27 @@ class Checkpointer:
             self._fenced = Fenced(
                 "a newer attempt has claimed this run", hint="nothing is lost: it continues"
             )
-        if self._world.leads:
-            shutil.rmtree(directory, ignore_errors=True)
+        # Each process clears what it wrote: on several machines every one has a stage of its own.
+        for path in self._mine(directory):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # the last one to leave removes the folder
+            directory.rmdir()
 
     def _send(self, written: Any, directory: Path) -> _Sent:
         """Write this process's shard and put it into the store; never raises."""
         try:
             written.result()
-            # DCP numbers the shards of rank r from r + 1.
-            files = sorted(directory.glob(f"shard-{self._world.rank + 1:05d}-*"))
             entries = [
                 put_blob(self._store, path, epoch=self._lease.epoch, known=self._lease.reusable)
-                for path in files
+                for path in self._mine(directory)
             ]
             return _Sent(tuple(entries), None)
         except (StoreError, OSError, RuntimeError, dcp.CheckpointException) as error:
             return _Sent((), str(error))
+
+    def _mine(self, directory: Path) -> list[Path]:
+        """This process's files of a save: DCP numbers the shards of rank r from r + 1."""
+        return sorted(directory.glob(f"shard-{self._world.rank + 1:05d}-*"))
 
     def _commit(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -30,7 +31,10 @@ def sharp(config: LlamaConfig, implementation: str = attention.NAME) -> PreTrain
     """With attention weights enlarged until each token looks at few others: who is looked at then matters."""
     attention.register()
     torch.manual_seed(0)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
+    # A copy: models made of one config share it, and with it the implementation that was asked for last.
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        copy.deepcopy(config), attn_implementation=implementation
+    )
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "_proj" in name and "self_attn" in name:
