@@ -23,9 +23,9 @@ install: $(STAMP)
 $(STAMP):
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@# torch first and by exact version: so pip takes a CPU build (2.13.0+cpu) wherever it finds one.
-	.venv/bin/python -m pip install --constraint constraints.txt torch==2.13.0
-	.venv/bin/python -m pip install --constraint constraints.txt --editable '.[$(EXTRAS)]'
-	.venv/bin/python -m pip check
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	.venv/bin/python -m pip check >/dev/null
 	rm -f .venv/installed-*
 	touch $@
 

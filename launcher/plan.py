@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from launcher.catalog import SOURCE, Price, offers
 from launcher.values import Gpus, Infra
-from trainer.config import TrainConfig
+from trainer.config import ASSUMED_STALL_S, TrainConfig
 from trainer.errors import ConfigError, UsageError
 from trainer.recipes import Recipe
 
@@ -21,7 +21,7 @@ MarketName = Literal["spot", "on-demand"]
 
 # Sustained rate of one CPU core in float32 training of small models, and the share of an accelerator's bf16
 # peak that FSDP fine-tuning reaches: measured for the core (docs/benchmarks.md), usual for the GPU.
-_CORE_FLOPS = 20e9
+_CORE_FLOPS = 35e9
 _GPU_UTILISATION = 0.35
 # bf16 (tensor core) peak, FLOP/s, from the makers' data sheets; T4 has fp16 only.
 _PEAK_FLOPS = {"A100": 312e12, "A100-80GB": 312e12, "A10G": 70e12, "T4": 65e12, "H100": 989e12}
@@ -29,7 +29,6 @@ _PEAK_FLOPS = {"A100": 312e12, "A100-80GB": 312e12, "A10G": 70e12, "T4": 65e12, 
 _CORPUS_TOKENS = 70_000 * 800
 # Seconds from a request to the first new step: on a cloud, provisioning and set-up as well.
 _RESTART_S = {"local": 8.0, "cloud": 300.0}
-_SAVE_COST_S = 1.0  # standing still per save, before one has been measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,7 @@ def make_plan(request: TrainRequest) -> Plan:
     hours = 6.0 * parameters * tokens / _rate(accelerator, request) / 3600.0
     mtbf_s = request.config.checkpoint.mtbf_s
     restart_s = _RESTART_S["local" if _is_local(request) else "cloud"]
-    overhead = 1.0 + (restart_s + math.sqrt(2 * _SAVE_COST_S * mtbf_s) / 2) / mtbf_s
+    overhead = 1.0 + (restart_s + math.sqrt(2 * ASSUMED_STALL_S * mtbf_s) / 2) / mtbf_s
     return Plan(
         name=request.name,
         recipe=request.config.recipe,
@@ -137,7 +136,7 @@ def make_plan(request: TrainRequest) -> Plan:
         usd_on_demand=hours * min(c.on_demand_usd_per_hour for c in candidates) * request.num_nodes,
         mtbf_s=mtbf_s,
         checkpoint_every_s=min(
-            math.sqrt(2 * _SAVE_COST_S * mtbf_s), request.config.checkpoint.max_interval_s
+            math.sqrt(2 * ASSUMED_STALL_S * mtbf_s), request.config.checkpoint.max_interval_s
         ),
         notional=_is_local(request),
         problems=tuple(_problems(request)),

@@ -319,7 +319,9 @@ def _was_preempted(attempt: Attempt, events: Sequence[RunEvent]) -> bool:
 
 def _next_save(events: Sequence[RunEvent], now: datetime) -> timedelta | None:
     """From when the last save was taken and how often the box then meant to save."""
-    last = next((event for event in reversed(events) if event.kind == "checkpoint"), None)
+    newest = max((event.attempt for event in events), default=0)
+    saves = (event for event in reversed(events) if event.kind == "checkpoint" and event.attempt == newest)
+    last = next(saves, None)
     taken = moment(last.data.get("taken_at")) if last is not None else None
     if last is None or taken is None or "next_s" not in last.data or state_of(events) is not State.RUNNING:
         return None

@@ -34,7 +34,7 @@ from trainer.artifacts.fencing import Lease, collect_garbage, newest_epoch
 from trainer.artifacts.journal import Journal
 from trainer.artifacts.manifest import FileEntry, Manifest, put_blob
 from trainer.artifacts.store import Store
-from trainer.config import CheckpointSection
+from trainer.config import ASSUMED_STALL_S, CheckpointSection
 from trainer.errors import Fenced, StoreError, VlaunchError
 from trainer.optim import set_steps_taken
 from trainer.parallel import World
@@ -44,8 +44,6 @@ log = logging.getLogger("trainer")
 
 # How long a corpus or a cache may lie in the store before something names it.
 _SHARED_GRACE_S = 3600.0
-# Cost of a save before one has been measured, in seconds of standing still.
-_ASSUMED_STALL_S = 1.0
 
 
 def training_state(model: nn.Module, optimiser: torch.optim.AdamW, world: World) -> dict[str, Tensor]:
@@ -115,7 +113,7 @@ class Cadence:
 
     settings: CheckpointSection
     shares_cores: bool
-    stall_s: float = _ASSUMED_STALL_S
+    stall_s: float = ASSUMED_STALL_S
     save_s: float = 0.0
 
     @property

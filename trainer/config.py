@@ -20,6 +20,11 @@ Method = Literal["full", "lora", "qlora"]
 Strategy = Literal["fsdp", "deepspeed"]
 
 
+# Seconds of standing still that a save is taken to cost before one has been measured: little, so that the first
+# save of an attempt comes early and measures it.
+ASSUMED_STALL_S = 0.2
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
