@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.clouds.local import LocalCloud
-from launcher.errors import LimitReached, NotReady, RemoteJobFailed, UsageError
+from launcher.clouds.base import Cloud, is_live, open_cloud
+from launcher.errors import LimitReached, NotReady, RemoteJobFailed, UsageError, VlaunchError
+from launcher.launch import from_events
 from launcher.output import animated, console, emit, say, session
 from launcher.render import run_uri
 from launcher.runview import RunRecord, RunView, State, read_run, state_of, view
-from trainer.artifacts.journal import RunEvent
+from trainer.artifacts.journal import RunEvent, read_journal
+from trainer.artifacts.store import open_store
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -29,6 +31,13 @@ _LOOK_S, _SHARE = 0.5, 0.1
 _LINE_EVERY_S = 5.0  # between two progress lines where nothing can be redrawn
 
 
+def refuse_if_live(store: str, name: str) -> None:
+    """Before anything is written for a second attempt beside a live one."""
+    cloud = cloud_of_run(store, name)
+    if cloud.alive(run_uri(store, name)):
+        raise is_live(run_uri(store, name))
+
+
 def start_and_follow(ctx: click.Context, store: str, name: str, *, detach: bool) -> None:
     """Have a created run looked after, and watch it to its end unless `detach`; a finished one is only told of."""
     uri = run_uri(store, name)
@@ -36,7 +45,7 @@ def start_and_follow(ctx: click.Context, store: str, name: str, *, detach: bool)
         say(f"{name} is finished already")
     else:
         known = {event.key for event in read_run(store, name).events}
-        LocalCloud().launch(uri)
+        cloud_of_run(store, name).launch(uri)
         say(f"run {name} in {uri}")
         if detach:
             emit(ctx, {"run": name, "uri": uri}, f"vlaunch logs -f {name} follows it")
@@ -65,9 +74,9 @@ def follow(store: str, name: str, known: Collection[str] = ()) -> None:
         raise
 
 
-def wait_until_left(uri: str) -> None:
+def wait_until_left(cloud: Cloud, uri: str) -> None:
     """Return when nobody looks after the run."""
-    while LocalCloud().alive(uri):
+    while cloud.alive(uri):
         time.sleep(_LOOK_S)
 
 
@@ -81,6 +90,11 @@ def conclude(ctx: click.Context, store: str, name: str) -> None:
     seen, bill = view(record, now), record.costs(now)
     if seen.state is State.FAILED:
         raise _failure(record, seen)
+    if seen.state.live:
+        raise VlaunchError(
+            f"{name} is {seen.state.value}, but nobody looks after it any more",
+            hint=f"vlaunch resume {name} goes on",
+        )
     limit = _last(record, "limit", "requested")
     if limit is not None and limit.kind == "limit" and seen.state is not State.FINISHED:
         raise LimitReached(
@@ -98,7 +112,12 @@ def conclude(ctx: click.Context, store: str, name: str) -> None:
             parts.append(f"held-out loss {held_out_text(record.evals)}")
         if reply:
             parts.append(f"you    {reply.data['prompt']}\nmodel  {reply.data['reply']}")
-        parts.append(f"{name} is {seen.state.value}; its model is {seen.uri}/export")
+        goes_on = (
+            f"its model is {seen.uri}/export"
+            if seen.state is State.FINISHED
+            else f"vlaunch resume {name} goes on"
+        )
+        parts.append(f"{name} is {seen.state.value}; {goes_on}")
         parts.append(bill_text(bill))
         return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
@@ -108,7 +127,8 @@ def conclude(ctx: click.Context, store: str, name: str) -> None:
 def _failure(record: RunRecord, seen: RunView) -> RemoteJobFailed:
     """The box's own words. Where it could not use its input, its exit code too: that is not the machine's fault."""
     told = _last(record, "failed")
-    data = told.data if told else {}
+    newest = max((event.attempt for event in record.events), default=0)
+    data = told.data if told and told.attempt == newest else {}
     error = RemoteJobFailed(
         f"{record.run_id} failed: {seen.problem or 'see its log'}",
         hint=data.get("hint") or f"vlaunch logs {record.run_id}",
@@ -119,7 +139,7 @@ def _failure(record: RunRecord, seen: RunView) -> RemoteJobFailed:
 
 
 def _looks(store: str, name: str, uri: str) -> Iterator[tuple[RunRecord, RunView]]:
-    cloud = LocalCloud()
+    cloud = cloud_of_run(store, name)
     while True:
         live = cloud.alive(uri)  # before reading: what is written before the end is still seen
         began = time.monotonic()
@@ -128,6 +148,14 @@ def _looks(store: str, name: str, uri: str) -> Iterator[tuple[RunRecord, RunView
         if not live:
             return
         time.sleep(max(_LOOK_S, (time.monotonic() - began) / _SHARE))
+
+
+def cloud_of_run(store: str, name: str) -> Cloud:
+    """The cloud that looks after a run, from its journal; this machine for one that is not created yet."""
+    events = read_journal(open_store(run_uri(store, name)))
+    return open_cloud(
+        from_events(events).cloud if any(event.kind == "created" for event in events) else "local"
+    )
 
 
 @contextmanager

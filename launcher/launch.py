@@ -5,6 +5,7 @@ The laptop may be closed, lost or wiped: whoever resumes the run reads this from
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from launcher.spot.market import Interval, Market, OnDemand, Traces
 from launcher.spot.trace import load_trace
 from trainer.artifacts.journal import RunEvent
 from trainer.errors import UsageError
+
+_ZONE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,16 @@ class Launch:
         return self.candidates[0].market == "spot"
 
 
+def difference(old: Launch, new: Launch) -> list[str]:
+    """What a second command would change in a run that exists; limits may change."""
+    before, after = asdict(old), asdict(new)
+    return [
+        f"{name}: {before[name]} -> {after[name]}"
+        for name in ("cloud", "candidates", "market", "notice_s")
+        if before[name] != after[name]
+    ]
+
+
 def to_event(plan: Plan, launch: Launch) -> dict[str, Any]:
     """The data of the `created` event."""
     return {"plan": asdict(plan) | {"launch": asdict(launch)}}
@@ -68,6 +81,9 @@ def from_events(events: list[RunEvent]) -> Launch:
         raise UsageError("this run has no launch settings in its journal", hint="vlaunch train creates runs")
     raw = dict(created.data["plan"]["launch"])
     raw["candidates"] = tuple(Candidate(**candidate) for candidate in raw["candidates"])
+    for candidate in raw["candidates"]:
+        if not _ZONE.fullmatch(candidate.zone):  # it becomes part of a path
+            raise UsageError(f"{candidate.zone!r} in the journal of this run is no name of a zone")
     raw["market"] = MarketSettings(**{**raw["market"], "traces": tuple(raw["market"]["traces"])})
     for event in events:
         if event.kind == "limits":

@@ -13,6 +13,10 @@ import task_templates
 from launcher.plan import Candidate, Plan, TrainRequest
 from trainer.artifacts.layout import run_prefix
 from trainer.artifacts.store import join_uri
+from trainer.errors import NotReady
+
+# The parts of a task that a machine executes.
+_EXECUTED = ("setup", "run", "envs")
 
 
 def run_uri(store: str, name: str) -> str:
@@ -37,6 +41,25 @@ def render_train(plan: Plan, request: TrainRequest) -> str:
         del resources["accelerators"]
         resources["ordered"] = places
     return _dump(task)
+
+
+def trusted_task(stored: bytes, run_uri: str) -> dict[str, Any]:
+    """The task that a run was created with, if this program would write the same commands.
+
+    Whoever can write to the store must not be able to run commands on this computer.
+
+    Raises:
+        NotReady: setup, run or environment are not those of this version's template.
+    """
+    task: dict[str, Any] = yaml.safe_load(stored)
+    ours: dict[str, Any] = yaml.safe_load(task_templates.load("train"))
+    ours["envs"]["VLAUNCH_RUN"] = run_uri
+    if [task.get(part) for part in _EXECUTED] != [ours[part] for part in _EXECUTED]:
+        raise NotReady(
+            f"{run_uri}/task.yaml would run other commands than this version of vlaunch",
+            hint="if an older version created the run, delete task.yaml there and give the same train command again",
+        )
+    return task
 
 
 def _one_per_region(plan: Plan) -> list[Candidate]:

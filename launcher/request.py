@@ -62,7 +62,7 @@ def make_launch(asked: Asked, plan: Plan) -> Launch:
         ),
         notice_s=float(asked.notice),
         max_cost_usd=asked.max_cost,
-        deadline_s=float(asked.deadline) if asked.deadline else None,
+        deadline_s=float(asked.deadline) if asked.deadline is not None else None,
     )
 
 
@@ -79,6 +79,11 @@ def _recipe(asked: Asked) -> Recipe:
     if {infra.cloud for infra in asked.infra} > {"local"}:
         raise UsageError(
             "this machine and a cloud cannot share one run", hint="give --infra local or clouds, not both"
+        )
+    if asked.infra[0].cloud == "local" and (asked.gpus or asked.num_nodes > 1):
+        raise UsageError(
+            "this machine has the GPUs it has, and is one",
+            hint="--gpus and --num-nodes are for clouds: --infra aws",
         )
     if asked.model is None:
         return get_recipe(asked.size or "tiny", method)

@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launcher import launch as launching
 from launcher.errors import ConfigError, DataError, NotReady, UsageError
-from launcher.launch import Launch, to_event
+from launcher.launch import Launch, from_events, to_event
 from launcher.output import say
 from launcher.plan import Plan, TrainRequest
 from launcher.render import render_train, run_uri
 from launcher.settings import cache_dir
 from trainer.artifacts.journal import Journal, read_journal
 from trainer.artifacts.layout import CONFIG, TASK, valid_run_id
-from trainer.artifacts.manifest import put_blob
+from trainer.artifacts.manifest import hash_file, put_blob
 from trainer.artifacts.store import Store, open_store
 from trainer.config import DataSection, ModelSection, StoredFile, TrainConfig, decode_config, difference
 from trainer.data.read import FileReport, read_corpus
@@ -45,6 +46,8 @@ def corpus_files(
     """The user's files, or for `tiny` the example corpus, written once to the cache."""
     if data:
         return [Path(path) for path in data], [Path(path) for path in held_out]
+    if held_out:
+        raise UsageError("held-out data without a corpus", hint="give --data FILE as well")
     if size != "tiny":
         raise UsageError(
             "no corpus: a model of this size needs --data FILE", hint="vlaunch data stats FILE looks at one"
@@ -118,19 +121,17 @@ def create(
     """
     uri = run_uri(request.store, request.name)
     store = open_store(uri)
-    data = request.config.data.model_copy(
-        update={"train": _stored(store, train), "eval": _stored(store, held_out)}
-    )
-    model = _carried_base(store, request.config.model)
-    config = request.config.model_copy(
-        update={"data": DataSection.model_validate(data.model_dump()), "model": model}
-    )
+    base = _base_files(request.config.model)
+    config = _with_files(request.config, train, held_out, base)
     _write_config(store, config, request.name)
+    for path in (*train, *held_out, *base):
+        put_blob(store, path)
     store.put_new(TASK, render_train(plan, replace(request, config=config)).encode())
     events = read_journal(store)
     if not any(event.kind == "created" for event in events):
         Journal(store, 0, "launcher").record("created", **to_event(plan, launch))
     else:
+        _refuse_another_launch(from_events(events), launch, request.name)
         change_limits(store, launch.max_cost_usd, launch.deadline_s)
     return uri
 
@@ -143,22 +144,42 @@ def change_limits(store: Store, max_cost_usd: float | None, deadline_s: float | 
         Journal(store, 0, "launcher").record("limits", **changed)
 
 
-def _carried_base(store: Store, model: ModelSection) -> ModelSection:
-    """A base model in a folder here travels through the store by hash, as the corpus does."""
+def _refuse_another_launch(there: Launch, asked: Launch, name: str) -> None:
+    changed = launching.difference(there, asked)
+    if changed:
+        raise UsageError(
+            f"run {name} was created to run elsewhere or otherwise: {'; '.join(changed)}",
+            hint=f"vlaunch resume {name} goes on as it was; another --name starts afresh",
+        )
+
+
+def _base_files(model: ModelSection) -> list[Path]:
+    """The files of a base model in a folder here: they travel through the store by hash, as the corpus does."""
     if model.base is None or not Path(model.base).is_dir():
-        return model
+        return []
     wanted = ("*.json", "*.safetensors", "*.model", "*.jinja")
     paths = sorted(path for pattern in wanted for path in Path(model.base).glob(pattern))
     if not any(path.suffix == ".safetensors" for path in paths):
         raise UsageError(
             f"{model.base} holds no .safetensors file", hint="convert pickled .bin weights first"
         )
-    return ModelSection.model_validate(model.model_dump() | {"base": None, "files": _stored(store, paths)})
+    return paths
 
 
-def _stored(store: Store, paths: Sequence[Path]) -> tuple[StoredFile, ...]:
-    entries = [put_blob(store, path) for path in paths]
-    return tuple(StoredFile(name=entry.name, blob=entry.blob, size=entry.size) for entry in entries)
+def _with_files(
+    config: TrainConfig, train: Sequence[Path], held_out: Sequence[Path], base: Sequence[Path]
+) -> TrainConfig:
+    """The config that names the user's files by their hashes."""
+    data = config.data.model_dump() | {"train": _named(train), "eval": _named(held_out)}
+    update: dict[str, object] = {"data": DataSection.model_validate(data)}
+    if base:
+        model = config.model.model_dump() | {"base": None, "files": _named(base)}
+        update["model"] = ModelSection.model_validate(model)
+    return config.model_copy(update=update)
+
+
+def _named(paths: Sequence[Path]) -> tuple[StoredFile, ...]:
+    return tuple(StoredFile(name=path.name, blob=hash_file(path), size=path.stat().st_size) for path in paths)
 
 
 def _write_config(store: Store, config: TrainConfig, name: str) -> None:

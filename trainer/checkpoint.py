@@ -78,11 +78,11 @@ def restore(
     """Load a verified checkpoint into a sharded model of any world size.
 
     Returns:
-        Whether the continuation is bit-exact. At another world size the random state is drawn anew from
-        (seed, step, rank), and sums are formed in another order.
+        Whether the continuation is bit-exact. With another number of processes or threads, or on another kind of
+        device, sums are formed in another order, and the random state is drawn anew from (seed, step, rank).
     """
     state = training_state(model, optimiser, world)
-    exact = manifest.world_size == world.size
+    exact = (manifest.world_size, manifest.machine) == (world.size, world.machine)
     if not exact:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("rng.")}
     dcp.load(state, storage_reader=HuggingFaceStorageReader(str(directory)), process_group=world.save_group)
@@ -254,7 +254,7 @@ class Checkpointer:
             directory.rmdir()
 
     def _send(self, written: Any, directory: Path) -> _Sent:
-        """Write this process's shard and put it into the store; never raises."""
+        """Write this process's shard and put it into the store. Never raises: the others wait for its word."""
         try:
             written.result()
             entries = [
@@ -262,8 +262,14 @@ class Checkpointer:
                 for path in self._mine(directory)
             ]
             return _Sent(tuple(entries), None)
-        except (StoreError, OSError, RuntimeError, dcp.CheckpointException) as error:
-            return _Sent((), str(error))
+        except dcp.CheckpointException as error:
+            told, _ = next(iter(error.failures.values()))
+            return _Sent((), f"the local disk of this machine: {told}")
+        except VlaunchError as error:
+            return _Sent((), error.message)
+        except Exception as error:
+            log.exception("the save failed in a way that this program does not know")
+            return _Sent((), f"{type(error).__name__}: {error}")
 
     def _mine(self, directory: Path) -> list[Path]:
         """This process's files of a save: DCP numbers the shards of rank r from r + 1."""
@@ -287,6 +293,7 @@ class Checkpointer:
             epoch=self._lease.epoch,
             parent=self._parent.key if self._parent else None,
             world_size=self._world.size,
+            machine=self._world.machine,
             samples=position.samples,
             tokens=position.tokens,
             region=os.environ.get("VLAUNCH_REGION", ""),

@@ -22,6 +22,8 @@ from trainer.config import TrainConfig
 
 # A peer that died is found by its closed socket; this bounds the wait for one that merely hangs.
 _COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+# In the background one process may rightly wait for another's slow upload; the supervisor finds dead ones.
+_BACKGROUND_TIMEOUT = timedelta(hours=12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    machine: str
+    """What bit-exactness depends on besides the number of processes."""
     mesh: DeviceMesh
     save_group: dist.ProcessGroup
     commit_group: dist.ProcessGroup
@@ -73,9 +77,10 @@ def joined(rank: int, size: int, rendezvous: str, threads: int) -> Iterator[Worl
             rank,
             size,
             device,
+            f"{torch.cuda.get_device_name(device) if on_gpu else 'cpu'}, {threads} threads",
             init_device_mesh(device.type, (size,)),
-            dist.new_group(backend="gloo"),
-            dist.new_group(backend="gloo"),
+            dist.new_group(backend="gloo", timeout=_BACKGROUND_TIMEOUT),
+            dist.new_group(backend="gloo", timeout=_BACKGROUND_TIMEOUT),
         )
     finally:
         dist.destroy_process_group()

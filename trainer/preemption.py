@@ -1,4 +1,8 @@
-"""The notice that a machine is about to be taken: a signal becomes a flag that the loop reads between steps."""
+"""Being told to leave a machine: a signal becomes a flag that the loop reads between steps.
+
+SIGTERM is a notice: the machine is taken after some seconds. SIGINT is a request to stop: the machine stays until
+the last step is saved.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,10 @@ import os
 import signal
 import time
 from types import FrameType
+
+from trainer.errors import UsageError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 # What a cloud gives at least where it gives anything: GCP and Azure 30 s, AWS 120 s.
 DEFAULT_NOTICE_S = 30.0
@@ -21,11 +29,13 @@ class Notice:
 
     def __init__(self) -> None:
         self._since: float | None = None
-        self._length_s = float(os.environ.get("VLAUNCH_NOTICE_S", DEFAULT_NOTICE_S))
+        self._taken = False
+        self._length_s = notice_length_s()
 
     def listen(self) -> None:
-        """SIGTERM (Slurm, Kubernetes, the local market, the supervisor) from now on means: go."""
-        signal.signal(signal.SIGTERM, self._on_signal)
+        """From now on the signals mean: go."""
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
 
     @property
     def given(self) -> bool:
@@ -33,11 +43,25 @@ class Notice:
 
     @property
     def left_s(self) -> float:
-        """Seconds that may still be used; infinite without a notice."""
-        if self._since is None:
+        """Seconds that may still be used; infinite without a notice, and where a user asked to stop."""
+        if self._since is None or not self._taken:
             return float("inf")
         return self._length_s - _RESERVE_S - (time.monotonic() - self._since)
 
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._taken = self._taken or number == signal.SIGTERM
         if self._since is None:
             self._since = time.monotonic()
+
+
+def notice_length_s() -> float:
+    """VLAUNCH_NOTICE_S, or the default.
+
+    Raises:
+        UsageError: it is no number of seconds.
+    """
+    text = os.environ.get("VLAUNCH_NOTICE_S", "")
+    try:
+        return float(text) if text else DEFAULT_NOTICE_S
+    except ValueError:
+        raise UsageError(f"VLAUNCH_NOTICE_S={text} is no number of seconds") from None

@@ -9,6 +9,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -72,11 +73,8 @@ def run_rank(brief: Brief, rank: int, notice: Notice) -> None:
         try:
             ending, step = train(job, start)
             if ending == "preempted":
-                durable = job.checkpointer.durable_step
-                if world.leads:
-                    brief.journal.record("preempted", step=step, durable_step=durable)
-                raise Preempted(f"left at step {step}; durable at step {durable}")
-            _make_durable(job, step)
+                _depart(brief, job, step)
+            _make_durable(brief, job, step)
             _finish(brief, job, tokeniser, observer)
         finally:
             observer.close()
@@ -147,7 +145,14 @@ def _fill(brief: Brief, world: World, model: PreTrainedModel, optimiser: torch.o
     return 0
 
 
-def _make_durable(job: Job, step: int) -> None:
+def _depart(brief: Brief, job: Job, step: int) -> NoReturn:
+    durable = job.checkpointer.durable_step
+    if job.world.leads:
+        brief.journal.record("preempted", step=step, durable_step=durable)
+    raise Preempted(f"left at step {step}; durable at step {durable}")
+
+
+def _make_durable(brief: Brief, job: Job, step: int) -> None:
     """The last step must be in the store before the run may call itself finished."""
     saver = job.checkpointer
     saver.wait()
@@ -157,7 +162,11 @@ def _make_durable(job: Job, step: int) -> None:
         saver.save(step, job.sampler.before(step), training_state(job.model, job.optimiser, job.world))
         saver.wait()
         if saver.durable_step < step:
-            over = job.world.agree(float(job.world.leads and time.monotonic() > deadline))[0]
+            noticed, over = job.world.agree(
+                float(job.notice.given), float(job.world.leads and time.monotonic() > deadline)
+            )
+            if noticed:
+                _depart(brief, job, step)
             if over:
                 raise StoreError(
                     f"training is done, but its last step could not be stored for {_PATIENCE_S:.0f} s"

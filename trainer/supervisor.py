@@ -30,7 +30,16 @@ from trainer.artifacts.layout import CONFIG
 from trainer.artifacts.manifest import Manifest
 from trainer.artifacts.store import Store
 from trainer.config import TrainConfig, decode_config
-from trainer.errors import CorruptObject, Fenced, MissingKey, Preempted, UsageError, VlaunchError
+from trainer.errors import (
+    CorruptObject,
+    Fenced,
+    MissingKey,
+    Preempted,
+    StoreError,
+    UsageError,
+    VlaunchError,
+)
+from trainer.preemption import SIGNALS, notice_length_s
 
 if TYPE_CHECKING:
     from trainer.prepare import Inputs
@@ -39,6 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("trainer")
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_FAILED = 1
 
 
 class Attempt:
@@ -50,19 +60,24 @@ class Attempt:
         self._ranks: list[BaseProcess] = []
         self.store = store
         self.clock: dict[str, float] = {}
-        signal.signal(signal.SIGTERM, self._on_notice)
+        self._damaged = False
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
 
     def run(self) -> None:
         """Returns when the run is finished, or raises the error whose exit code the box ends with."""
         self._mark("start")
+        notice_length_s()  # refused here, where it costs nothing
         config = self._config()
         lease = claim(self.store)
-        self.attempt = int(os.environ.get("VLAUNCH_ATTEMPT", lease.epoch))
+        self.attempt = _attempt(lease.epoch)
         self.journal = Journal(self.store, self.attempt, "box", quiet=True)
         try:
             self._live(config, lease)
         except (Preempted, Fenced):
             raise
+        except _Leave:
+            raise Preempted("told to leave this machine before there was anything to save") from None
         except Exception as error:
             told = describe(error)
             self.journal.record("failed", **told)
@@ -72,8 +87,7 @@ class Attempt:
             raise VlaunchError(told["error"], hint="the traceback is above, and in vlaunch logs") from error
 
     def _live(self, config: TrainConfig, lease: Lease) -> None:
-        shutil.rmtree(self._workdir, ignore_errors=True)
-        self._workdir.mkdir(parents=True)
+        self._make_workdir(lease.epoch)
         self._mark("claim")
         with ThreadPoolExecutor(2) as pool:
             fetched = pool.submit(self._fetch, config)
@@ -97,6 +111,14 @@ class Attempt:
         )
         self._run_ranks(config, lease, ready, resumed, size)
 
+    def _make_workdir(self, epoch: int) -> None:
+        """An empty folder of this attempt's own; those of its forerunners on this disk go."""
+        name = self.store.uri.rstrip("/").rpartition("/")[2]
+        for old in self._workdir.glob(f"{name}-e[0-9]*"):
+            shutil.rmtree(old, ignore_errors=True)
+        self._workdir = self._workdir / f"{name}-e{epoch:08d}"
+        self._workdir.mkdir(parents=True)
+
     def _config(self) -> TrainConfig:
         try:
             data = self.store.get(CONFIG)
@@ -119,7 +141,18 @@ class Attempt:
         return build(self.store, config, self._workdir)
 
     def _restore(self, lease: Lease) -> Manifest | None:
-        """The newest checkpoint whose every byte is right, on this disk; None where there is none."""
+        """The newest checkpoint whose every byte is right, on this disk; None where none was ever made."""
+        restored = self._fetch_newest(lease)
+        for key, problem in lease.passed_over:
+            self._tell_fallback(key, problem)
+        if restored is None and (self._damaged or lease.passed_over):
+            raise StoreError(
+                f"{self.store.uri}: no checkpoint of this run is whole any more",
+                hint="its journal says what is wrong with each; delete manifest/ in the run to begin again",
+            )
+        return restored
+
+    def _fetch_newest(self, lease: Lease) -> Manifest | None:
         from trainer.prepare import fetch_all
 
         for manifest in lease.newest():
@@ -127,12 +160,14 @@ class Attempt:
                 fetch_all(self.store, list(manifest.files), self._workdir / "checkpoint")
                 return manifest
             except (CorruptObject, MissingKey) as error:
-                log.warning(
-                    "checkpoint of step %d is damaged, using the one before: %s", manifest.step, error
-                )
-                self.journal.record("fallback", manifest=manifest.key, problem=error.message)
+                self._damaged = True
+                self._tell_fallback(manifest.key, error.message)
                 shutil.rmtree(self._workdir / "checkpoint", ignore_errors=True)
         return None
+
+    def _tell_fallback(self, key: str, problem: str) -> None:
+        log.warning("%s is damaged, using the one before: %s", key, problem)
+        self.journal.record("fallback", manifest=key, problem=problem)
 
     def _import(self) -> None:
         """The heavy imports, once for all processes, while the network is busy with the inputs."""
@@ -166,14 +201,16 @@ class Attempt:
             # One machine: what the processes say to each other is never heard outside of it.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
         context = multiprocessing.get_context("fork")
+        # A signal that comes between a fork and the child's own handler waits for that handler.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        parent = os.getpid()
         self._ranks = [
-            context.Process(target=_forked, args=(brief, rank), name=f"rank {rank}") for rank in range(size)
+            context.Process(target=_forked, args=(brief, rank, parent), name=f"rank {rank}")
+            for rank in range(size)
         ]
-        # A notice that comes between a fork and the child's own handler waits for that handler.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         for process in self._ranks:
             process.start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self._wait()
 
     def _wait(self) -> None:
@@ -195,11 +232,12 @@ class Attempt:
         raise self._failure()
 
     def _failure(self) -> VlaunchError:
-        """The first process's own words, else how it died."""
-        for path in sorted(self._workdir.glob("failure-*.json")):
-            told = json.loads(path.read_text())
-            error = VlaunchError(told["error"], hint=told["hint"])
-            error.exit_code = told["exit_code"]
+        """The words of the process that failed first, else how one died."""
+        told = [json.loads(path.read_text()) for path in self._workdir.glob("failure-*.json")]
+        if told:
+            first = min(told, key=lambda failure: failure["time"])
+            error = VlaunchError(first["error"], hint=first["hint"])
+            error.exit_code = first["exit_code"]
             return error
         dead = next(p for p in self._ranks if p.exitcode not in (0, Preempted.exit_code))
         cause = (
@@ -209,19 +247,31 @@ class Attempt:
         )
         return VlaunchError(f"{dead.name} died ({cause})", hint="SIGKILL usually means that memory ran out")
 
-    def _on_notice(self, _number: int, _frame: FrameType | None) -> None:
-        """SIGTERM: pass it on; before there is anything to save, simply go."""
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        """Pass it on; before there is anything to save, simply go."""
         if not self._ranks:
-            raise Preempted("told to leave this machine", hint="start the same command again elsewhere")
+            raise _Leave
         for process in self._ranks:
             if process.pid and process.is_alive():
-                os.kill(process.pid, signal.SIGTERM)
+                os.kill(process.pid, number)
 
     def _mark(self, part: str) -> None:
         """Seconds since the mark before; the parts of a start are told in the journal."""
         now = time.monotonic()
         self.clock[part] = round(now - self._began, 3)
         self._began = now
+
+
+class _Leave(BaseException):
+    """Raised by the signal handler. No Exception: an import under way would swallow that."""
+
+
+def _attempt(epoch: int) -> int:
+    """The ordinal that the launcher gave this machine; the claim's where there is no launcher."""
+    text = os.environ.get("VLAUNCH_ATTEMPT", "")
+    if text and not text.isdigit():
+        raise UsageError(f"VLAUNCH_ATTEMPT={text} is no ordinal of an attempt")
+    return int(text or epoch)
 
 
 def describe(error: BaseException) -> dict[str, Any]:
@@ -233,16 +283,19 @@ def describe(error: BaseException) -> dict[str, Any]:
     }
 
 
-def _forked(brief: Brief, rank: int) -> None:
+def _forked(brief: Brief, rank: int, parent: int) -> None:
     """A process of its own from here on: ends with the exit code of what happened."""
     if sys.platform == "linux":  # no process outlives its supervisor
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(_FAILED)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads did not survive the fork
     from trainer.preemption import Notice
     from trainer.rank import run_rank
 
     notice = Notice()
     notice.listen()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     os.environ["LOCAL_RANK"] = str(rank)
     code = 0
     try:
@@ -253,7 +306,7 @@ def _forked(brief: Brief, rank: int) -> None:
     except BaseException as error:
         if not isinstance(error, VlaunchError):
             traceback.print_exc()
-        told = describe(error)
+        told = describe(error) | {"time": time.time()}
         failure = brief.workdir / f"failure-{rank}.json"
         failure.with_suffix(".part").write_text(json.dumps(told))
         failure.with_suffix(".part").rename(failure)

@@ -12,7 +12,8 @@ import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from launcher.clouds.local_keeper import LOCK, MACHINE, PID, end_orphan, is_live
+from launcher.clouds.base import is_live
+from launcher.clouds.local_keeper import LOCK, MACHINE, PID, end_orphan
 from launcher.settings import state_dir
 from trainer.artifacts.layout import LOGS
 from trainer.artifacts.store import Store, open_store
@@ -36,7 +37,16 @@ class LocalCloud:
         home.mkdir(parents=True, exist_ok=True)
         with (home / "keeper.log").open("ab") as out:
             started = subprocess.run(
-                [sys.executable, "-m", "launcher.clouds.local_keeper", "--run", run_uri, "--home", str(home)],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "launcher.clouds.local_keeper",
+                    "--run",
+                    run_uri,
+                    "--home",
+                    str(home),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -70,13 +80,15 @@ class LocalCloud:
 
     def logs(self, run_uri: str, *, follow: bool) -> Iterator[str]:
         shown: dict[int, int] = {}
+        first = True
         while True:
             live = self.alive(run_uri)  # asked first: what is written before the end is still read below
             here = {
                 int(path.stem.rpartition("-")[2]): path for path in self.home(run_uri).glob("attempt-*.log")
             }
-            if not shown:
+            if first:
                 yield from _forgotten(open_store(run_uri), here)
+            first = False
             for attempt, path in sorted(here.items()):
                 yield from _new_lines(path, attempt, shown, to_end=not live)
             if not follow or not live:

@@ -24,24 +24,39 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
-
+from launcher.clouds.base import is_live
 from launcher.clouds.local_machine import Machine, destroy_orphan
 from launcher.costs import cost_report
 from launcher.launch import Launch, from_events
 from launcher.plan import Candidate
+from launcher.render import trusted_task
 from launcher.spot.policy import choose
 from trainer.artifacts.journal import Journal, RunEvent, read_journal
 from trainer.artifacts.layout import TASK, log_key
 from trainer.artifacts.store import Store, open_store
-from trainer.errors import LimitReached, Preempted, RemoteJobFailed, RunIsLive, StoreError, VlaunchError
+from trainer.errors import (
+    LimitReached,
+    NotReady,
+    Preempted,
+    RemoteJobFailed,
+    StoreError,
+    UsageError,
+    VlaunchError,
+)
 
 log = logging.getLogger("keeper")
 
 # How often the keeper looks for a stop, a limit or a machine in a market that had none, in seconds.
 _LOOK_S = 0.25
-# What a stop leaves the trainer for its last save.
-_STOP_GRACE_S = 30.0
+# What a stop leaves the trainer for its last save: a slow store must not cost the last steps.
+_STOP_GRACE_S = 300.0
+# `vlaunch logs` and `status` hold the lock for an instant to see whether somebody has it.
+_LOCK_S = 1.0
+_STORE_PAUSE_S = 5.0
+# After an attempt that failed: this long, then twice as long, at most so often without a new checkpoint.
+_FAILED_PAUSE_S, _MOST_FAILURES = 2.0, 3
+# What another machine would not mend: the configuration or the corpus, or something missing on every box.
+_FINAL_CODES = (UsageError.exit_code, NotReady.exit_code)
 
 LOCK, PID, MACHINE = "keeper.lock", "keeper.pid", "machine.json"
 
@@ -64,12 +79,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def leave_to_child(pid_file: Path) -> bool:
-    """Go on as a process that is nobody's child. True in that one; the caller of the other sees it exit with 0,
-    and from then on the run is being looked after."""
-    child = os.fork()
-    if child:
-        pid_file.write_text(str(child))
-    return child == 0
+    """Go on as a process that is nobody's child. True in that one; the other one ends when it can be signalled."""
+    ready, told = os.pipe()
+    if os.fork() == 0:
+        pid_file.write_text(str(os.getpid()))
+        os.close(told)
+        return True
+    os.close(told)
+    os.read(ready, 1)  # until the child has closed its end
+    return False
 
 
 class Keeper:
@@ -88,41 +106,68 @@ class Keeper:
         """
         self._home.mkdir(parents=True, exist_ok=True)
         self._lock = (self._home / LOCK).open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise is_live(self._run_uri) from None
+        deadline = time.monotonic() + _LOCK_S
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise is_live(self._run_uri) from None
+                time.sleep(_LOCK_S / 10)
+        signal.signal(signal.SIGTERM, self._on_stop)  # before anybody is told that it can be sent
 
     def keep(self) -> None:
         """Until the run is finished or stopped; raises the error that ended it otherwise."""
-        signal.signal(signal.SIGTERM, self._on_stop)
         end_orphan(self._store, self._home / MACHINE, "orphaned")
-        self._run_attempts()
-
-    def _run_attempts(self) -> None:
-        events = read_journal(self._store)
-        launch = from_events(events)
-        task = yaml.safe_load(self._store.get(TASK))
-        began = next(event.time for event in events if event.kind == "created").timestamp()
-        market = launch.market.market(launch.spot)
         while not self._stop:
-            events = read_journal(self._store)
-            attempt = max((event.attempt for event in events), default=0) + 1
-            now_s = time.time() - began
-            open_zones = [c.zone for c in launch.candidates if market.available(c.zone, now_s)]
-            candidate = choose(launch.candidates, open_zones, _losses(events, began), now_s)
-            if candidate is None:
-                self._wait_for_capacity(launch, events)
-                continue
-            Limits(launch, candidate, events).refuse(
-                Journal(self._store, attempt - 1, "launcher", quiet=True)
-            )
-            taken_at = market.taken_at(candidate.zone, now_s, attempt) + began
-            if self._live(launch, task, candidate, attempt, taken_at, events) in ("finished", "stopped"):
-                return
+            try:
+                if self._next_attempt():
+                    return
+            except StoreError as error:
+                log.warning("the store does not answer, waiting: %s", error.message)
+                self._pause(_STORE_PAUSE_S)
         # Asked to stop between two machines: there is none left that could say so.
         latest = max((event.attempt for event in read_journal(self._store)), default=0)
         Journal(self._store, latest, "launcher", quiet=True).record("stopping")
+
+    def _next_attempt(self) -> bool:
+        """Wait for a machine or run one. Returns whether the run needs none any more; raises what ends it."""
+        events = read_journal(self._store)
+        if any(event.kind == "finished" for event in events):
+            return True
+        launch = from_events(events)
+        began = next(event.time for event in events if event.kind == "created").timestamp()
+        market = launch.market.market(launch.spot)
+        attempt = max((event.attempt for event in events), default=0) + 1
+        now_s = time.time() - began
+        open_zones = [c.zone for c in launch.candidates if market.available(c.zone, now_s)]
+        candidate = choose(launch.candidates, open_zones, _losses(events, began), now_s)
+        if candidate is None:
+            self._wait_for_capacity(launch, events)
+            return False
+        Limits(launch, candidate, events).refuse(Journal(self._store, attempt - 1, "launcher", quiet=True))
+        task = trusted_task(self._store.get(TASK), self._run_uri)
+        taken_at = market.taken_at(candidate.zone, now_s, attempt) + began
+        reason = self._live(launch, task, candidate, attempt, taken_at, events)
+        if reason == "failed":
+            self._pause_or_give_up(attempt)
+        return reason in ("finished", "stopped")
+
+    def _pause_or_give_up(self, attempt: int) -> None:
+        """An attempt that failed is tried again, later and later, as long as the run gets on by it."""
+        events = read_journal(self._store)
+        told = next((event for event in events if event.kind == "failed" and event.attempt == attempt), None)
+        final = told is not None and told.data.get("exit_code") in _FINAL_CODES
+        fruitless = _failures_without_progress(events)
+        if final or fruitless >= _MOST_FAILURES:
+            raise RemoteJobFailed(f"attempt {attempt} failed", hint=f"its log is in {self._home}")
+        self._pause(_FAILED_PAUSE_S * 2 ** (fruitless - 1))
+
+    def _pause(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not self._stop and time.monotonic() < deadline:
+            time.sleep(_LOOK_S)
 
     def _live(
         self,
@@ -143,7 +188,13 @@ class Keeper:
             "VLAUNCH_NOTICE_S": str(launch.notice_s),
         }
         disk = self._home / "disks" / f"{candidate.zone}-{attempt}"
-        machine = Machine.start(task, disk, path, self._home / MACHINE, environment)
+        try:
+            machine = Machine.start(task, disk, path, self._home / MACHINE, environment)
+        except OSError as error:
+            journal.record("ended", reason="failed")
+            raise RemoteJobFailed(
+                f"no machine could be started here: {error}", hint=f"look at {self._home}"
+            ) from None
         journal.record("running")
         log.info("attempt %d runs in %s", attempt, candidate.zone)
         limits = Limits(launch, candidate, events)
@@ -156,8 +207,6 @@ class Keeper:
         journal.record("ended", reason=reason, exit_code=code, **notice)
         log.info("attempt %d ended: %s (%s)", attempt, reason, code)
         self._keep_log(attempt, path)
-        if reason == "failed":
-            raise RemoteJobFailed(f"attempt {attempt} failed with exit code {code}", hint=f"its log: {path}")
         if limits.reached:
             raise LimitReached(limits.reached)
         return reason
@@ -169,17 +218,17 @@ class Keeper:
         while True:
             code = machine.wait(min(_LOOK_S, max(0.0, taken_at - time.time())))
             if code is not None:
-                return _REASONS.get(code, "failed"), code
+                return _reason(code), code
             if self._stop or limits.passed():
                 told = ("limit", {"what": limits.reached}) if limits.reached else ("stopping", {})
                 journal.record(told[0], **told[1])
-                machine.notify()
-                return "stopped", machine.wait(_STOP_GRACE_S)
+                machine.ask_to_stop()
+                code = machine.wait(_STOP_GRACE_S)
+                return "finished" if code == 0 else "stopped", code
             if time.time() >= taken_at:
-                if launch.notice_s > 0:
-                    machine.notify()
-                    machine.wait(launch.notice_s)
-                return "preempted", None
+                machine.notify() if launch.notice_s > 0 else None
+                code = machine.wait(launch.notice_s)
+                return ("preempted", None) if code is None else (_reason(code), code)
 
     def _superseded(self, attempt: int) -> bool:
         """Whether the box ended because another attempt, started elsewhere, owns the run now."""
@@ -232,21 +281,34 @@ class Limits:
             raise LimitReached(self.reached or "")
 
 
-_REASONS = {0: "finished", Preempted.exit_code: "preempted"}
+def _reason(code: int) -> str:
+    """Why a machine ended, from the exit code of its task."""
+    if code == 0:
+        return "finished"
+    # Killed by a signal nobody here sent: as with a machine that vanished, another one goes on.
+    return "preempted" if code == Preempted.exit_code or code < 0 else "failed"
+
+
+def _failures_without_progress(events: list[RunEvent]) -> int:
+    """Attempts in a row that failed since the last checkpoint became durable."""
+    count = 0
+    for event in events:
+        if event.kind == "checkpoint":
+            count = 0
+        elif event.kind == "ended" and event.data.get("reason") == "failed":
+            count += 1
+    return count
 
 
 def end_orphan(store: Store, record: Path, reason: str) -> bool:
-    """Take away the machine that a killed keeper may have left, and close its attempt in the journal. Returns
-    whether there was one."""
+    """Take away the machine that a killed keeper may have left here, and close its attempt in the journal. Returns
+    whether it was still running. Attempts that other computers look after are theirs to close."""
+    if not record.exists():
+        return False
     running = destroy_orphan(record)
     for attempt in _open_attempts(read_journal(store)):
         Journal(store, attempt, "launcher").record("ended", reason=reason)
     return running
-
-
-def is_live(run_uri: str) -> RunIsLive:
-    name = run_uri.rstrip("/").rsplit("/", 1)[-1]
-    return RunIsLive(f"{name} is running already", hint=f"vlaunch logs -f {name} follows it")
 
 
 def _offer(candidate: Candidate) -> dict[str, Any]:

@@ -12,12 +12,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 # setup and run are separate shells, as on a node: a variable set in one is not seen in the other.
 _BOOT = 'bash "$1/setup.sh" && exec bash "$1/run.sh"'
+
+# A killed process is gone within milliseconds; longer only where a disk holds it.
+_DEATH_S = 5.0
 
 
 class Machine:
@@ -37,6 +41,7 @@ class Machine:
         (disk / "tmp").mkdir(parents=True)
         (disk / "setup.sh").write_text(task.get("setup") or "")
         (disk / "run.sh").write_text(task["run"])
+        _write(record, {"disk": str(disk)})  # before it lives: whoever finds this finds its processes
         with log.open("ab") as out:
             process = subprocess.Popen(
                 ["bash", "-c", _BOOT, "machine", str(disk)],
@@ -47,8 +52,7 @@ class Machine:
                 env=_environment(task, disk, environment),
                 start_new_session=True,
             )
-        made = {"pid": process.pid, "started": process_start(process.pid), "disk": str(disk)}
-        record.write_text(json.dumps(made))
+        _write(record, {"disk": str(disk), "pid": process.pid, "started": process_start(process.pid)})
         return cls(process, disk, record)
 
     def wait(self, timeout_s: float) -> int | None:
@@ -59,8 +63,12 @@ class Machine:
             return None
 
     def notify(self) -> None:
-        """Tell everything on it that its end is near."""
+        """Tell everything on it that it is taken away soon."""
         _signal_group(self._process.pid, signal.SIGTERM)
+
+    def ask_to_stop(self) -> None:
+        """Tell everything on it to save and end; it stays until that is done."""
+        _signal_group(self._process.pid, signal.SIGINT)
 
     def destroy(self) -> int:
         """Take it away at once, with its disk. Returns the exit code."""
@@ -74,16 +82,18 @@ class Machine:
 def destroy_orphan(record: Path) -> bool:
     """Take away a machine whose keeper died. Returns whether it was still running."""
     try:
-        made = json.loads(record.read_text())
-    except (OSError, ValueError):
+        disk = Path(json.loads(record.read_text())["disk"])
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    alive = process_start(made["pid"]) == made["started"] and made["started"] is not None
-    # The leader may be gone while others of its group live on; a group's number is not reused before they end.
-    if alive or _group_exists(made["pid"], Path(made["disk"])):
-        _signal_group(made["pid"], signal.SIGKILL)
+    groups = _groups_working_on(disk)
+    for group in groups:
+        _signal_group(group, signal.SIGKILL)
+    deadline = time.monotonic() + _DEATH_S
+    while _groups_working_on(disk) and time.monotonic() < deadline:
+        time.sleep(0.01)  # nothing of it may speak after it has been declared gone
     record.unlink(missing_ok=True)
-    shutil.rmtree(made["disk"], ignore_errors=True)
-    return alive
+    shutil.rmtree(disk, ignore_errors=True)
+    return bool(groups)
 
 
 def process_start(pid: int) -> int | None:
@@ -119,15 +129,23 @@ def _signal_group(group: int, number: signal.Signals) -> None:
         pass
 
 
-def _group_exists(group: int, disk: Path) -> bool:
-    """Whether a process of this group still works on this disk."""
+def _groups_working_on(disk: Path) -> set[int]:
+    """Process groups with a live process on this disk; no pid is trusted, as it may be another's by now."""
+    groups = set()
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            same_group = os.getpgid(int(entry.name)) == group
-            if same_group and (entry / "cwd").readlink().is_relative_to(disk):
-                return True
-        except OSError:
-            continue
-    return False
+        if entry.name.isdigit():
+            try:
+                if (entry / "cwd").readlink().is_relative_to(disk) and process_start(
+                    int(entry.name)
+                ) is not None:
+                    groups.add(os.getpgid(int(entry.name)))
+            except OSError:
+                continue
+    return groups
+
+
+def _write(path: Path, made: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    arriving = path.with_suffix(".part")
+    arriving.write_text(json.dumps(made))
+    arriving.replace(path)

@@ -13,9 +13,10 @@ from launcher import options
 @options.follow
 def command(run: str, store: str, follow: bool) -> None:
     """The output of all attempts, in order; of ended ones also after this machine has forgotten them."""
-    from launcher.clouds.local import LocalCloud
+    from launcher.follow import cloud_of_run
     from launcher.render import run_uri
     from launcher.runview import find_run
 
-    for line in LocalCloud().logs(run_uri(store, find_run(store, run)), follow=follow):
+    name = find_run(store, run)
+    for line in cloud_of_run(store, name).logs(run_uri(store, name), follow=follow):
         click.echo(line)

@@ -29,12 +29,13 @@ def command(
 
     Refused while the run is looked after; nothing to do where it is finished.
     """
-    from launcher.follow import start_and_follow
+    from launcher.follow import refuse_if_live, start_and_follow
     from launcher.render import run_uri
     from launcher.runview import find_run
     from launcher.submit import change_limits
     from trainer.artifacts.store import open_store
 
     name = find_run(store, run)
+    refuse_if_live(store, name)
     change_limits(open_store(run_uri(store, name)), max_cost, deadline)
     start_and_follow(ctx, store, name, detach=detach)

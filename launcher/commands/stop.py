@@ -16,20 +16,18 @@ def command(ctx: click.Context, run: str, store: str) -> None:
     """Ask a run to save and end; returns when its machine is gone. `vlaunch resume` goes on later."""
     from datetime import UTC, datetime
 
-    from launcher.clouds.local import LocalCloud
-    from launcher.follow import wait_until_left
+    from launcher.follow import cloud_of_run, wait_until_left
     from launcher.render import run_uri
     from launcher.runview import find_run, read_run, view
 
     name = find_run(store, run)
-    asked = LocalCloud().stop(run_uri(store, name))
+    cloud = cloud_of_run(store, name)
+    asked = cloud.stop(run_uri(store, name))
     if asked:
-        wait_until_left(run_uri(store, name))
+        wait_until_left(cloud, run_uri(store, name))
     seen = view(read_run(store, name), datetime.now(UTC))
     durable = f"durable at step {seen.durable_step}" if seen.durable_step else "nothing durable yet"
-    text = (
-        f"{name} is {seen.state.value}, {durable}"
-        if asked
-        else f"{name} was not running; it is {seen.state.value}"
-    )
+    text = f"{name} is {seen.state.value}, {durable}"
+    if not asked:
+        text = f"{name} is {seen.state.value}; nothing on this computer looks after it"
     emit(ctx, {**seen.as_dict(), "was_running": asked}, text)

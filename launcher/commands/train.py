@@ -35,7 +35,7 @@ def command(ctx: click.Context, /, dry_run: bool, detach: bool, yes: bool, **giv
     from dataclasses import replace
 
     from launcher import submit
-    from launcher.follow import start_and_follow
+    from launcher.follow import refuse_if_live, start_and_follow
     from launcher.plan import make_plan
     from launcher.render import render_train
     from launcher.report.plan import plan_text
@@ -51,6 +51,7 @@ def command(ctx: click.Context, /, dry_run: bool, detach: bool, yes: bool, **giv
         click.echo(render_train(plan, request), nl=False)
         return
     submit.refuse_unsupported(request)
+    refuse_if_live(request.store, request.name)
     size = None if asked.model else asked.size or "tiny"
     train, held_out = submit.corpus_files(size, asked.data, asked.eval_data)
     count = submit.count_corpus(train)

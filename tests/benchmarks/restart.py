@@ -77,6 +77,7 @@ def supervise(uri: str, workdir: Path) -> None:
                 "size": size,
                 "clock": self.clock,
                 "told": self._began,
+                "workdir": str(self._workdir),
             }
             part = workdir / "brief.part"
             part.write_text(json.dumps(brief))
@@ -117,9 +118,9 @@ def be_rank(workdir: Path) -> None:
         journal=Journal(store, told["attempt"], "box", quiet=True),
         attempt=told["attempt"],
         inputs=Inputs(Path(tokeniser), Path(train), None, None, report),
-        checkpoint=workdir / "checkpoint",
+        checkpoint=Path(told["workdir"]) / "checkpoint",
         resumed=Manifest.decode(store.get(told["resumed"])),
-        workdir=workdir,
+        workdir=Path(told["workdir"]),
         world_size=told["size"],
         threads=config.parallel.threads or 1,
         rendezvous="env://",

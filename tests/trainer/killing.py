@@ -32,7 +32,7 @@ class Death:
 
     before / after: at the `nth` store operation whose key starts with `key`.
     staging: while the `nth` checkpoint is being written to the local disk.
-    later: `seconds` after the first step of this life is known to the store.
+    later: `seconds` after the first step of this life is in the journal.
     never: it is left to finish.
     """
 
@@ -87,6 +87,9 @@ class FatalStore:
     def delete(self, key: str) -> None:
         self._inner.delete(key)
 
+    def sweep(self, older_than_s: float) -> int:
+        return self._inner.sweep(older_than_s)
+
     def _fatal(self, key: str, write: Callable[[], object]) -> object:
         chosen = self._death.when in ("before", "after") and key.startswith(self._death.key)
         if chosen:
@@ -113,10 +116,6 @@ def begin(
 def live(run: str, workdir: Path, death: Death, *, forget_random_state: bool = False) -> bool:
     """One life. Returns whether it was killed (or else finished)."""
     process = begin(run, workdir, death, forget_random_state=forget_random_state)
-    if death.when == "later":
-        _wait_for_training(run, process)
-        process.join(death.seconds)
-        _kill_group(process.pid)
     process.join(LONGEST_LIFE_S)
     if process.is_alive():
         _kill_group(process.pid)
@@ -141,17 +140,19 @@ def _life(run: str, workdir: Path, death: Death, forget_random_state: bool) -> N
         _forget_random_state()
     store = open_store(run)
     assert isinstance(store, LocalStore)
+    if death.when == "later":
+        threading.Thread(target=_die_later, args=(run, death.seconds), daemon=True).start()
     if death.when == "staging":
-        threading.Thread(target=_die_in_staging, args=(workdir / "stage", death.nth), daemon=True).start()
+        threading.Thread(target=_die_in_staging, args=(workdir, death.nth), daemon=True).start()
     Attempt(FatalStore(store, death), workdir).run()
     sys.stdout.flush()
 
 
-def _die_in_staging(stage: Path, nth: int) -> None:
+def _die_in_staging(workdir: Path, nth: int) -> None:
     """The nth folder of a checkpoint has appeared: its files are being written at this very moment."""
     seen: set[str] = set()
     while True:
-        seen |= {path.name for path in stage.glob("step-*")} if stage.is_dir() else set()
+        seen |= {path.name for path in workdir.glob("*/stage/step-*")}
         if len(seen) >= nth:
             die()
         time.sleep(0.0005)
@@ -174,14 +175,16 @@ def _forget_random_state() -> None:
     rank.restore = without_random_state  # type: ignore[assignment]
 
 
-def _wait_for_training(run: str, process: multiprocessing.process.BaseProcess) -> None:
+def _die_later(run: str, seconds: float) -> None:
+    """A while after training has begun: wherever the life then is."""
     store = open_store(run)
     known = {entry.key for entry in store.list("journal/")}
-    while process.is_alive():
-        fresh = {entry.key for entry in store.list("journal/")} - known
-        if any(key.endswith("-training.json") for key in fresh):
-            return
-        process.join(0.005)
+    while not any(
+        entry.key.endswith("-training.json") for entry in store.list("journal/") if entry.key not in known
+    ):
+        time.sleep(0.001)
+    time.sleep(seconds)
+    die()
 
 
 def _kill_group(pid: int | None) -> None:

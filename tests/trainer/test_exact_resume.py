@@ -75,6 +75,9 @@ PLACES = (
     ("after", "manifest/"),
     ("before", "journal/"),
     ("later", ""),
+    ("later", ""),
+    ("later", ""),
+    ("later", ""),
 )
 AT_THE_END = (
     Death("before", "export/"),
@@ -85,10 +88,10 @@ AT_THE_END = (
 
 
 def deaths(seed: int) -> list[Death]:
-    """Fifteen ends of machines; the first is lost while it prepares the corpus."""
+    """Eighteen ends of machines; the first is lost while it prepares the corpus."""
     chance = random.Random(seed)
     drawn = chance.sample(PLACES, len(PLACES))
-    lives = [Death(when, key, chance.randint(1, 2), chance.uniform(0.0, 0.2)) for when, key in drawn]
+    lives = [Death(when, key, chance.randint(1, 2), chance.uniform(0.0, 0.08)) for when, key in drawn]
     return [Death("before", "cache/"), *lives, *AT_THE_END]
 
 

@@ -105,7 +105,7 @@ def trained_model(done: Finished, world: World, folder: Path) -> PreTrainedModel
     manifest = valid_manifests(store)[0]
     assert manifest.step == STEPS
     fetch_all(store, list(manifest.files), folder)
-    tokens = PreTrainedTokenizerFast.from_pretrained(done.box / "inputs/tokeniser")
+    tokens = PreTrainedTokenizerFast.from_pretrained(next(done.box.glob("*-e*")) / "inputs/tokeniser")
     model = skeleton(model_config(done.config, tokens, None))
     shard(model, done.config, world)
     allocate(model, world.device)

@@ -82,6 +82,9 @@ class Manifest(BaseModel):
     epoch: Annotated[int, Field(ge=1)]
     parent: str | None  # key of the manifest that this attempt resumed from
     world_size: Annotated[int, Field(ge=1)]
+    machine: str = (
+        ""  # kind of device and threads per process: elsewhere the numbers differ in their last bits
+    )
     samples: Annotated[int, Field(ge=0)]
     tokens: Annotated[int, Field(ge=0)]
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))  # for people; decides nothing

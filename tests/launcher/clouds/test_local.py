@@ -16,17 +16,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from launcher.clouds import local_keeper as keeper
 from launcher.clouds.local import LocalCloud
 from launcher.clouds.local_keeper import MACHINE, PID
 from launcher.clouds.local_machine import process_start
-from launcher.render import run_uri
+from launcher.follow import conclude
+from launcher.render import run_uri, trusted_task
 from tests.conftest import Ran
 from tests.trainer.runs import write_corpus
 from trainer.artifacts.journal import RunEvent, read_journal
-from trainer.artifacts.layout import BLOBS
+from trainer.artifacts.layout import BLOBS, TASK
 from trainer.artifacts.store import open_store
+from trainer.errors import NotReady, VlaunchError
 
 Vlaunch = Callable[..., Ran]
 
@@ -91,6 +95,20 @@ def kinds(store: str, name: str) -> list[str]:
     return [event.kind for event in events(store, name)]
 
 
+def kinds_of(store: str, name: str, attempt: int) -> list[str]:
+    return [event.kind for event in events(store, name) if event.attempt == attempt]
+
+
+def rank_of(store: str, name: str) -> int | None:
+    """The process that trains: the one child of the machine's leader."""
+    try:
+        leader = json.loads((LocalCloud().home(run_uri(store, name)) / MACHINE).read_text())["pid"]
+        children = Path(f"/proc/{leader}/task/{leader}/children").read_text().split()
+    except (OSError, KeyError):
+        return None
+    return int(children[0]) if children else None
+
+
 def step_lines(vlaunch: Vlaunch, store: str, name: str) -> list[dict[str, Any]]:
     done = vlaunch("metrics", name, "--store", store, "--json")
     assert done.code == 0
@@ -98,21 +116,64 @@ def step_lines(vlaunch: Vlaunch, store: str, name: str) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "attempt"} for line in lines]
 
 
-def test_a_spot_run_leaves_the_region_at_each_preemption_and_equals_the_undisturbed_run(
+def vanish(store: str, name: str) -> None:
+    """The machine of the run is gone from one instant to the next, as when a cloud takes it without notice."""
+    machine = json.loads((LocalCloud().home(run_uri(store, name)) / MACHINE).read_text())
+    os.killpg(machine["pid"], signal.SIGKILL)
+
+
+def test_a_run_whose_machines_vanish_leaves_the_region_each_time_and_equals_the_undisturbed_run(
     vlaunch: Vlaunch, corpus: Path, store: str
 ) -> None:
-    calm = vlaunch(*train(corpus, store, "--name", "calm", "--json", steps=400))
-    spot = vlaunch(
-        *train(corpus, store, "--name", "spot", "--json", "--spot", "--preempt-every", "8s,1s", steps=400)
-    )
+    calm = vlaunch(*train(corpus, store, "--name", "calm", "--json", steps=300))
+    assert vlaunch(*train(corpus, store, "--name", "spot", "--spot", "--detach", steps=300)).code == 0
+    for attempt in (1, 2):
+        until(lambda attempt=attempt: "checkpoint" in kinds_of(store, "spot", attempt))  # type: ignore[misc]
+        vanish(store, "spot")
+    until(lambda: "finished" in kinds(store, "spot"))
+    until(lambda: not LocalCloud().alive(run_uri(store, "spot")))
 
-    assert (calm.code, spot.code) == (0, 0), spot.err
-    assert spot.json["state"] == "finished"
-    assert spot.json["preemptions"] >= 1
-    assert spot.json["failovers"] == spot.json["preemptions"]
+    assert calm.code == 0 and calm.json["state"] == "finished"
+    spot = vlaunch("status", "spot", "--store", store, "--json").json
+    assert (spot["state"], spot["preemptions"], spot["failovers"]) == ("finished", 2, 2)
     assert step_lines(vlaunch, store, "spot") == step_lines(vlaunch, store, "calm")
-    bill = vlaunch("cost-report", "spot", "--store", store, "--json")
-    assert bill.code == 0 and "nothing was paid" in vlaunch("cost-report", "spot", "--store", store).out
+    assert "nothing was paid" in vlaunch("cost-report", "spot", "--store", store).out
+
+
+def test_the_market_takes_a_machine_with_a_notice_and_the_last_step_is_saved(
+    vlaunch: Vlaunch, corpus: Path, store: str
+) -> None:
+    asked = ["--name", "taken", "--spot", "--preempt-every", "12s,1s", "--notice", "60s", "--detach"]
+    assert vlaunch(*train(corpus, store, *asked, steps=100_000)).code == 0
+    until(lambda: "preempted" in kinds(store, "taken"))
+    until(lambda: kinds(store, "taken").count("requested") >= 2)
+
+    left = next(event for event in events(store, "taken") if event.kind == "preempted")
+    assert left.data["durable_step"] == left.data["step"]
+    regions = [event.data["region"] for event in events(store, "taken") if event.kind == "requested"]
+    assert regions[0] != regions[1]
+
+
+def test_a_run_that_finishes_while_its_machine_is_being_taken_is_finished(tmp_path: Path) -> None:
+    assert keeper._reason(0) == "finished"
+    assert keeper._reason(75) == keeper._reason(-9) == "preempted"
+    assert keeper._reason(1) == "failed"
+
+
+def test_a_machine_that_fails_is_replaced_a_few_times_as_long_as_nothing_is_gained(
+    vlaunch: Vlaunch, corpus: Path, store: str, tmp_path: Path
+) -> None:
+    """A rank that dies is no reason to give up; three times in a row without a checkpoint is."""
+    assert vlaunch(*train(corpus, store, "--name", "sick", "--detach", steps=100_000)).code == 0
+    for attempt in (1, 2, 3):
+        until(lambda attempt=attempt: "started" in kinds_of(store, "sick", attempt))  # type: ignore[misc]
+        until(lambda: rank_of(store, "sick") is not None)
+        os.kill(rank_of(store, "sick") or 0, signal.SIGKILL)
+        until(lambda attempt=attempt: "ended" in kinds_of(store, "sick", attempt))  # type: ignore[misc]
+    until(lambda: not LocalCloud().alive(run_uri(store, "sick")))
+
+    assert [e.data["reason"] for e in events(store, "sick") if e.kind == "ended"] == ["failed"] * 3
+    assert vlaunch("status", "sick", "--store", store, "--json").json["state"] == "failed"
 
 
 def test_a_run_outlives_its_keeper_and_the_laptops_memory(
@@ -171,6 +232,39 @@ def test_stop_takes_away_the_machine_that_a_killed_keeper_left_running(
     until(lambda: process_start(machine["pid"]) != machine["started"])
 
 
+def test_train_says_that_nobody_looks_after_a_run_whose_keeper_died(
+    vlaunch: Vlaunch, vlaunch_process: Vlaunch, corpus: Path, store: str
+) -> None:
+    assert vlaunch(*train(corpus, store, "--name", "lost", "--detach", steps=100_000)).code == 0
+    os.kill(int((LocalCloud().home(run_uri(store, "lost")) / PID).read_text()), signal.SIGKILL)
+    until(lambda: not LocalCloud().alive(run_uri(store, "lost")))
+
+    with pytest.raises(VlaunchError) as error:
+        conclude(click.Context(click.Command("train")), store, "lost")
+
+    assert "nobody looks after it any more" in error.value.message and "resume lost" in (
+        error.value.hint or ""
+    )
+
+
+def test_a_task_in_the_store_that_runs_other_commands_is_refused(
+    vlaunch: Vlaunch, corpus: Path, store: str, tmp_path: Path
+) -> None:
+    assert vlaunch(*train(corpus, store, "--name", "evil", "--detach", steps=100_000)).code == 0
+    until(lambda: "running" in kinds(store, "evil"))
+    vlaunch("stop", "evil", "--store", store)
+    run = open_store(run_uri(store, "evil"))
+    run.put(
+        TASK,
+        run.get(TASK).replace(
+            b"exec python3", b"touch " + str(tmp_path / "owned").encode() + b"; exec python3"
+        ),
+    )
+
+    with pytest.raises(NotReady, match="would run other commands"):
+        trusted_task(run.get(TASK), run.uri)
+
+
 def test_stop_saves_the_last_step_and_resume_goes_on_from_it(
     vlaunch: Vlaunch, corpus: Path, store: str
 ) -> None:
@@ -190,37 +284,46 @@ def test_stop_saves_the_last_step_and_resume_goes_on_from_it(
     assert vlaunch("logs", "pause", "--store", store).out.count("resuming after step") == 1
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_the_curve_stays_the_same(
-    vlaunch: Vlaunch, corpus: Path, store: str
+@pytest.mark.parametrize("damage", ["a flipped bit", "a lost tail"])
+def test_a_damaged_checkpoint_is_passed_over_and_said_so(
+    vlaunch: Vlaunch, corpus: Path, store: str, damage: str
 ) -> None:
-    assert vlaunch(*train(corpus, store, "--name", "sound")).code == 0
-    assert vlaunch(*train(corpus, store, "--name", "bitten", "--detach", steps=40)).code == 0
+    assert vlaunch(*train(corpus, store, "--name", "bitten", "--detach", steps=100_000)).code == 0
     until(lambda: kinds(store, "bitten").count("checkpoint") >= 3)
-    vlaunch("stop", "bitten", "--store", store)
+    assert vlaunch("stop", "bitten", "--store", store).code == 0
+    before = step_lines(vlaunch, store, "bitten")
     run = open_store(run_uri(store, "bitten"))
     newest = max(int(e.data["step"]) for e in events(store, "bitten") if e.kind == "checkpoint")
     manifest = next(json.loads(run.get(e.key)) for e in run.list(f"manifest/{newest:012d}"))
     blob = Path(run_uri(store, "bitten").removeprefix("file://")) / BLOBS / manifest["files"][0]["blob"]
     data = bytearray(blob.read_bytes())
     data[len(data) // 2] ^= 1
-    blob.write_bytes(data)
+    blob.write_bytes(data if damage == "a flipped bit" else data[:-5])
 
-    done = vlaunch("resume", "bitten", "--store", store)
+    assert vlaunch("resume", "bitten", "--store", store, "--detach").code == 0
+    until(
+        lambda: any(e.kind == "checkpoint" and e.data["step"] >= newest for e in events(store, "bitten")[-8:])
+    )
+    until(lambda: max(e.data["step"] for e in events(store, "bitten") if e.kind == "checkpoint") > newest)
+    assert vlaunch("stop", "bitten", "--store", store).code == 0
 
-    assert done.code == 0
-    if newest < 40:
-        assert "a checkpoint is damaged, using the one before" in done.err
-    assert step_lines(vlaunch, store, "bitten") == step_lines(vlaunch, store, "sound")
+    assert kinds(store, "bitten").count("fallback") == 1
+    assert "is damaged, using the one before" in vlaunch("logs", "bitten", "--store", store).out
+    # What was lost is computed again, to the last bit.
+    assert step_lines(vlaunch, store, "bitten")[: len(before)] == before
 
 
 def test_a_budget_ends_the_run_with_its_work_saved_and_exit_code_5(
     vlaunch: Vlaunch, corpus: Path, store: str
 ) -> None:
-    # m6i.large on demand is $0.096 an hour: three ten-thousandths of a dollar are about eleven seconds.
-    done = vlaunch(*train(corpus, store, "--name", "poor", "--max-cost", "0.0003", steps=100_000))
+    # m6i.large on demand is $0.096 an hour: six ten-thousandths of a dollar are about 22 seconds.
+    done = vlaunch(
+        *train(corpus, store, "--name", "poor", "--max-cost", "0.0006", "--notice", "0", steps=100_000)
+    )
 
-    assert done.code == 5 and "the budget of $0.0003 is spent" in done.err
-    assert vlaunch("status", "poor", "--store", store, "--json").json["durable_step"] >= 5
+    assert done.code == 5 and "the budget of $0.0006 is spent" in done.err
+    left = next(event for event in events(store, "poor") if event.kind == "preempted")
+    assert left.data["durable_step"] == left.data["step"] > 0  # asked to stop, not taken: it may save
 
     again = vlaunch("resume", "poor", "--store", store)
     assert (
@@ -233,18 +336,18 @@ def test_a_budget_ends_the_run_with_its_work_saved_and_exit_code_5(
 def test_a_run_waits_where_the_traces_have_no_machine_and_goes_on_where_they_have_one(
     vlaunch: Vlaunch, corpus: Path, store: str, tmp_path: Path
 ) -> None:
-    """us-west-2a is up for 9 s, then nothing for 3 s, then us-east-1a for the rest."""
+    """us-west-2a is up for 3 s, then nothing for 3 s, then us-east-1a for the rest."""
     west = tmp_path / "us-west-2a_v100_1.json"
     east = tmp_path / "us-east-1a_v100_1.json"
-    west.write_text(json.dumps({"metadata": {"gap_seconds": 3}, "data": [1, 1, 1] + [0] * 100}))
-    east.write_text(json.dumps({"metadata": {"gap_seconds": 3}, "data": [0] * 4 + [1] * 99}))
+    west.write_text(json.dumps({"metadata": {"gap_seconds": 3}, "data": [1] + [0] * 1000}))
+    east.write_text(json.dumps({"metadata": {"gap_seconds": 3}, "data": [0] * 2 + [1] * 999}))
+    asked = ["--name", "traced", "--spot", "--notice", "0", "--time-scale", "1", "--detach"]
 
-    done = vlaunch(
-        *train(corpus, store, "--name", "traced", "--spot", "--json", "--notice", "0", "--time-scale", "1",
-               "--spot-trace", west, "--spot-trace", east, steps=400)
-    )  # fmt: skip
+    assert vlaunch(
+        *train(corpus, store, *asked, "--spot-trace", west, "--spot-trace", east, steps=100_000)
+    ).code == 0  # fmt: skip
+    until(lambda: "training" in kinds_of(store, "traced", 2))
 
-    assert done.code == 0, done.err
     regions = [e.data["region"] for e in events(store, "traced") if e.kind == "requested"]
     assert regions == ["us-west-2", "us-east-1"]
     assert "no_capacity" in kinds(store, "traced")
