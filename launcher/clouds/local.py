@@ -34,8 +34,14 @@ class LocalCloud:
         if self.alive(run_uri):
             raise is_live(run_uri)
         home = self.home(run_uri)
-        home.mkdir(parents=True, exist_ok=True)
-        with (home / "keeper.log").open("ab") as out:
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            log = (home / "keeper.log").open("ab")
+        except OSError as error:
+            raise NotReady(
+                f"{home} cannot be used: {error.strerror}", hint="XDG_STATE_HOME names another place"
+            ) from None
+        with log as out:
             started = subprocess.run(
                 [
                     sys.executable,
@@ -62,7 +68,7 @@ class LocalCloud:
         try:
             with (self.home(run_uri) / LOCK).open() as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         except BlockingIOError:
             return True

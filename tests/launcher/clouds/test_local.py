@@ -116,6 +116,12 @@ def step_lines(vlaunch: Vlaunch, store: str, name: str) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "attempt"} for line in lines]
 
 
+def kill_keeper(store: str, name: str) -> None:
+    """kill -9, and until the kernel has let go of its lock."""
+    os.kill(int((LocalCloud().home(run_uri(store, name)) / PID).read_text()), signal.SIGKILL)
+    until(lambda: not LocalCloud().alive(run_uri(store, name)))
+
+
 def vanish(store: str, name: str) -> None:
     """The machine of the run is gone from one instant to the next, as when a cloud takes it without notice."""
     machine = json.loads((LocalCloud().home(run_uri(store, name)) / MACHINE).read_text())
@@ -183,7 +189,7 @@ def test_a_run_outlives_its_keeper_and_the_laptops_memory(
     assert vlaunch(*train(corpus, store, "--name", "orphan", "--detach", steps=3000)).code == 0
     home = LocalCloud().home(run_uri(store, "orphan"))
     until(lambda: "checkpoint" in kinds(store, "orphan"))
-    os.kill(int((home / PID).read_text()), signal.SIGKILL)
+    kill_keeper(store, home.name.rpartition("-")[0])
     machine = json.loads((home / MACHINE).read_text())
     os.killpg(machine["pid"], signal.SIGKILL)  # the laptop is gone with all it ran
     until(lambda: process_start(machine["pid"]) is None)
@@ -206,7 +212,7 @@ def test_resume_takes_away_the_machine_that_a_killed_keeper_left_running(
     assert vlaunch(*train(corpus, store, "--name", "left", "--detach", steps=3000)).code == 0
     home = LocalCloud().home(run_uri(store, "left"))
     until(lambda: "training" in kinds(store, "left"))
-    os.kill(int((home / PID).read_text()), signal.SIGKILL)
+    kill_keeper(store, home.name.rpartition("-")[0])
     machine = json.loads((home / MACHINE).read_text())
     assert process_start(machine["pid"]) == machine["started"]
 
@@ -223,7 +229,7 @@ def test_stop_takes_away_the_machine_that_a_killed_keeper_left_running(
     assert vlaunch(*train(corpus, store, "--name", "alone", "--detach", steps=3000)).code == 0
     home = LocalCloud().home(run_uri(store, "alone"))
     until(lambda: "running" in kinds(store, "alone"))
-    os.kill(int((home / PID).read_text()), signal.SIGKILL)
+    kill_keeper(store, home.name.rpartition("-")[0])
     machine = json.loads((home / MACHINE).read_text())
 
     stopped = vlaunch("stop", "alone", "--store", store, "--json")
@@ -236,8 +242,7 @@ def test_train_says_that_nobody_looks_after_a_run_whose_keeper_died(
     vlaunch: Vlaunch, vlaunch_process: Vlaunch, corpus: Path, store: str
 ) -> None:
     assert vlaunch(*train(corpus, store, "--name", "lost", "--detach", steps=100_000)).code == 0
-    os.kill(int((LocalCloud().home(run_uri(store, "lost")) / PID).read_text()), signal.SIGKILL)
-    until(lambda: not LocalCloud().alive(run_uri(store, "lost")))
+    kill_keeper(store, "lost")
 
     with pytest.raises(VlaunchError) as error:
         conclude(click.Context(click.Command("train")), store, "lost")
