@@ -1,0 +1,318 @@
+"""How many tokens a conversation has when it is trained on: exact with a tokeniser, stated as an estimate without.
+
+    counter = open_counter("models/llama/tokenizer.json", "vicuna_v1.1")
+    counter.preload(conversations)            # one batch through the tokeniser for all that is new in them
+    counter.count(conversation)               # what trainer/tokenize.py will write, BOS included
+
+Two facts make exactness cheap. A special token is a wall: what stands left and right of it is tokenised apart,
+and every template ends an answer with one, so the rounds of a conversation can be counted one by one. And in the
+tokenisers people train on, no token reaches from the end of a word over the blank after it; where the
+tokeniser's own description shows that (see `_wall`), a text is the sum of its words, and words repeat. A
+tokeniser that does not show it is asked for whole pieces instead: slower, the same numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainer.conversation import ChatTemplate, Conversation, Segment, get_template
+from trainer.errors import ConfigError, NotReady
+
+# Words remembered, about 100 bytes each; all are forgotten when there are more, so memory has an end.
+_REMEMBERED = 400_000
+# Longer ones (a line of Chinese, a base64 blob) hardly ever come back.
+_LONGEST_REMEMBERED = 40
+_NONCHARACTER = "\ufdd0"
+# The pre-tokeniser patterns of GPT-2, GPT-4/LLaMA-3 and Qwen, in none of which a match goes from a visible character
+# on to a blank. Of these only GPT-2's never goes from one on to a line end.
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_KNOWN_PATTERNS = {_GPT2: " \n", _CL100K % "{1,3}": " ", _CL100K % "": " "}
+
+
+class Counter(Protocol):
+    """Counts tokens. `name` goes into the manifest; `exact` says whether the numbers are the tokeniser's."""
+
+    name: str
+    exact: bool
+
+    def preload(self, conversations: Iterable[Conversation]) -> None:
+        """A hint that these are counted next."""
+        ...
+
+    def pieces(self, segments: Sequence[Segment], first: bool) -> int:
+        """Tokens of segments that begin a conversation (`first`) or follow a special token."""
+        ...
+
+
+class Estimate:
+    """For whoever has no tokeniser at hand: a token per 3 bytes of UTF-8, rounded up, per piece of text.
+
+    LLaMA's tokeniser takes 3.5 to 4.5 bytes per token of English and code, about 3 of Chinese and Korean: this
+    errs on the side of too many, so that little is cut at training.
+    """
+
+    name = "estimate: 3 bytes per token"
+    exact = False
+
+    def preload(self, conversations: Iterable[Conversation]) -> None:
+        return
+
+    def pieces(self, segments: Sequence[Segment], first: bool) -> int:
+        ordinary = sum(-(-len(s.text.encode()) // 3) for s in segments if not s.special)
+        return int(first) + ordinary + sum(s.special for s in segments)
+
+
+class ExactCount:
+    """The count of one tokeniser (a Hugging Face tokenizer.json) under one template."""
+
+    exact = True
+
+    def __init__(self, path: Path, template: ChatTemplate) -> None:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise NotReady("counting tokens needs tokenizers", hint="pip install 'vlaunch[data]'") from error
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are processes already
+        data = _read_tokeniser(path)
+        try:
+            tree = json.loads(data)
+            self._bos = _adds_bos(Tokenizer.from_str(data.decode("utf-8")))
+            description = _Description(tree, template)
+            self._tokeniser = Tokenizer.from_str(json.dumps(description.tree))
+        except ConfigError:
+            raise
+        except Exception as error:  # tokenizers raises bare Exception, and its JSON may lack any key
+            message = f"{path} is no tokeniser: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            raise ConfigError(message, hint="give the tokenizer.json of the model, or its folder") from error
+        self.name = f"{path} sha256:{hashlib.sha256(data).hexdigest()[:16]}"
+        self._template = template
+        self._prefix = description.prefix
+        self._wall = description.wall
+        self._words = _WORDS.get(self._wall or "")
+        self._known: dict[str, int] = {}
+
+    def preload(self, conversations: Iterable[Conversation]) -> None:
+        if self._words is None:
+            return
+        new: set[str] = set()
+        for conversation in conversations:
+            for turn in conversation.turns:
+                new.update(self._words(turn.text))
+        self._learn(new)
+
+    def pieces(self, segments: Sequence[Segment], first: bool) -> int:
+        total = self._bos if first else 0
+        run: list[Segment] = []
+        for segment in (*segments, None):
+            if segment is not None and not segment.special:
+                run.append(segment)
+                continue
+            if run:
+                total += self._run(run, first)
+                run = []
+            total += segment is not None
+            first = False
+        return total
+
+    def _run(self, run: list[Segment], first: bool) -> int:
+        """Ordinary text between two special tokens, which the tokeniser sees as one."""
+        text = "".join(segment.text for segment in run)
+        text = self._prefixed(text, first)
+        if len(run) > 1 and self._crosses(run, text):
+            return self._answer_by_answer(run, first)
+        return self._text(text)
+
+    def _prefixed(self, text: str, first: bool) -> str:
+        if self._prefix == "always":
+            return " " + text
+        if self._prefix == "first" and first and not text.startswith((" ", "\u2581")):
+            return " " + text
+        return " " + text if self._prefix == "unless" and not text.startswith((" ", "\u2581")) else text
+
+    def _text(self, text: str) -> int:
+        if self._words is None or (self._prefix and "\u2581" in text):
+            return self._encoded(text)
+        words = self._words(text)
+        known = self._known
+        try:
+            return sum(map(known.__getitem__, words))
+        except KeyError:
+            self._learn(set(words))
+        return sum(self._known[word] if word in self._known else self._encoded(word) for word in words)
+
+    def _learn(self, words: set[str]) -> None:
+        if len(self._known) > _REMEMBERED:
+            self._known.clear()
+        new = [word for word in words if word not in self._known]
+        for start in range(0, len(new), 4096):
+            batch = new[start : start + 4096]
+            encoded = self._tokeniser.encode_batch_fast(batch, add_special_tokens=False)
+            self._known.update(zip(batch, map(len, encoded), strict=True))
+
+    def _encoded(self, text: str) -> int:
+        return len(self._tokeniser.encode(text, add_special_tokens=False).ids)
+
+    def _crosses(self, run: list[Segment], text: str) -> bool:
+        """Whether a token would reach over the border between a question and its answer."""
+        edge = len(text) - sum(len(segment.text) for segment in run)
+        for left, right in zip(run, run[1:], strict=False):
+            edge += len(left.text)
+            before, after = text[edge - 1 : edge], right.text[:1]
+            if self._wall and (after in self._wall) != before.isspace() and "\u2581" not in (before, after):
+                if after in self._wall or (before == "\n" and not after.isspace()):
+                    continue
+            ids = self._tokeniser.encode(text, add_special_tokens=False)
+            if any(start < edge < end for start, end in ids.offsets):
+                return True
+        return False
+
+    def _answer_by_answer(self, run: list[Segment], first: bool) -> int:
+        # As trainer/tokenize.py does: the question ends where the answer begins, whatever the tokeniser says.
+        total = self._text(self._prefixed(run[0].text, first))
+        return total + sum(self._text(segment.text) for segment in run[1:])
+
+
+def open_counter(tokeniser: str | None, template: str) -> Counter:
+    """The counter of a tokenizer.json or of the folder that has one; the estimate for None."""
+    return _open(tokeniser, template) if tokeniser else Estimate()
+
+
+@lru_cache(maxsize=4)
+def _open(tokeniser: str, template: str) -> Counter:
+    path = Path(tokeniser)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    return ExactCount(path, get_template(template))
+
+
+_WORDS = {
+    # Runs that begin after a visible character and before a blank (or a line end).
+    " ": re.compile(r"\s*\S+(?:[^\S ]\s*\S+)*(?:[^\S ]\s*\Z)?|\s+").findall,
+    " \n": re.compile(r"\s*\S+(?:[^\S \n]\s*\S+)*(?:[^\S \n]\s*\Z)?|\s+").findall,
+}
+
+
+class _Description:
+    """A tokenizer.json made fit for counting: special tokens that no text can spell, no prefix, no post-processor.
+
+    prefix: what the tokeniser puts before a piece of text: "" nothing; "always" a blank; "unless" a blank where
+        none is; "first" as unless, at the very beginning only.
+    wall: the characters (of " \\n") that no token joins to a visible character before them; None if unknown.
+    """
+
+    def __init__(self, tree: dict[str, Any], template: ChatTemplate) -> None:
+        _refuse_without(tree, template)
+        tree = {**tree, "truncation": None, "padding": None, "post_processor": None}
+        self.prefix = ""
+        tree["normalizer"] = self._without_prefix(tree.get("normalizer"))
+        tree["pre_tokenizer"] = self._metaspace(tree.get("pre_tokenizer"))
+        ordinary = [token["content"] for token in tree["added_tokens"] if not token["special"]]
+        _make_unspellable(tree)
+        self.tree = tree
+        self.wall = None if ordinary else _wall(tree)
+
+    def _without_prefix(self, normalizer: Any) -> Any:
+        if not isinstance(normalizer, dict):
+            return normalizer
+        if normalizer["type"] == "Sequence":
+            kept = [self._without_prefix(each) for each in normalizer["normalizers"]]
+            return {**normalizer, "normalizers": [each for each in kept if each is not None]}
+        if normalizer["type"] == "Prepend" and normalizer["prepend"] in ("\u2581", " "):
+            self.prefix = "always"
+            return None
+        return normalizer
+
+    def _metaspace(self, pre: Any) -> Any:
+        if not isinstance(pre, dict) or pre["type"] != "Metaspace":
+            return pre
+        scheme = pre.get("prepend_scheme", "always" if pre.get("add_prefix_space", True) else "never")
+        self.prefix = {"always": "unless", "first": "first", "never": ""}[scheme]
+        rest = {key: value for key, value in pre.items() if key != "add_prefix_space"}
+        return {**rest, "prepend_scheme": "never"}
+
+
+def _wall(tree: dict[str, Any]) -> str | None:
+    normal, pre, model = _steps(tree["normalizer"]), _steps(tree["pre_tokenizer"]), tree["model"]
+    if any(each["type"] not in ("NFC", "NFKC", "Replace") for each in normal):
+        return None
+    blanks = [{"String": " "}, "\u2581"]
+    if any(each["type"] == "Replace" and [each["pattern"], each["content"]] != blanks for each in normal):
+        return None
+    kinds = [each["type"] for each in pre]
+    if kinds == ["ByteLevel"] and pre[0].get("use_regex", True):
+        return None if pre[0].get("add_prefix_space") else " \n"
+    if kinds == ["Split", "ByteLevel"] and not pre[1].get("use_regex", True):
+        known = _KNOWN_PATTERNS.get(pre[0]["pattern"].get("Regex", ""))
+        return known if pre[0]["behavior"] == "Isolated" and not pre[1].get("add_prefix_space") else None
+    if model["type"] != "BPE" or model.get("ignore_merges") or kinds not in ([], ["Metaspace"]):
+        return None
+    # SentencePiece's BPE sees the whole text as one word: its vocabulary alone says what can be joined.
+    merged = ["".join(m) if isinstance(m, list) else m.replace(" ", "") for m in model["merges"]]
+    if any(re.search("[^\\s\u2581]\u2581|\n[^\\s\u2581]", token) for token in merged):
+        return None
+    return " " if any(re.search("[^\\s\u2581]\n", token) for token in merged) else " \n"
+
+
+def _steps(part: Any) -> list[Any]:
+    if part is None:
+        return []
+    inner = part.get("normalizers") or part.get("pretokenizers") if part["type"] == "Sequence" else [part]
+    return [step for each in inner or () for step in (_steps(each) if each["type"] == "Sequence" else [each])]
+
+
+def _make_unspellable(tree: dict[str, Any]) -> None:
+    """Special tokens get names no text has: an answer that says "</s>" is tokenised as letters."""
+    names = {
+        t["content"]: f"{_NONCHARACTER}{n}{_NONCHARACTER}"
+        for n, t in enumerate(tree["added_tokens"])
+        if t["special"]
+    }
+    model = tree["model"] = dict(tree["model"])
+    tree["added_tokens"] = [
+        {**t, "content": names.get(t["content"], t["content"])} for t in tree["added_tokens"]
+    ]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {names.get(token, token): number for token, number in model["vocab"].items()}
+    else:
+        model["vocab"] = [[names.get(token, token), score] for token, score in model["vocab"]]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    if model.get("merges"):
+        pairs = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+        model["merges"] = [pair for pair in pairs if not names.keys() & {*pair, "".join(pair)}]
+
+
+def _refuse_without(tree: dict[str, Any], template: ChatTemplate) -> None:
+    """As training does: a template's end marks must be in the vocabulary."""
+    vocab = tree["model"]["vocab"]
+    known = set(vocab if isinstance(vocab, dict) else (token for token, _ in vocab))
+    known.update(token["content"] for token in tree["added_tokens"])
+    if missing := [token for token in template.special_tokens if token not in known]:
+        raise ConfigError(
+            f"the tokeniser has no {', '.join(missing)}, with which template {template.name} ends turns",
+            hint="choose the template that the base model was made for: --template NAME",
+        )
+
+
+def _adds_bos(tokeniser: Any) -> int:
+    """Tokens that the tokeniser's own rule puts before a text: LLaMA's puts one, GPT-2's none."""
+    with_rule, without = tokeniser.encode("a").ids, tokeniser.encode("a", add_special_tokens=False).ids
+    return int(len(with_rule) > len(without) and with_rule[: len(without)] != without)
+
+
+def _read_tokeniser(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        hint = "give the tokenizer.json of the model, or its folder"
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", hint=hint) from error
