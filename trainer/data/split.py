@@ -12,10 +12,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from trainer.conversation import SYSTEM, ChatTemplate, Conversation, Segment, Turn, get_template
-from trainer.data.token_count import Counter, open_counter
+from trainer.data.token_count import Counter, Piece, open_counter
 
 KEEP, SHORTEN, DROP = "keep", "shorten", "drop"
 OVERLONG = {
@@ -24,7 +25,7 @@ OVERLONG = {
     DROP: "left out by name, into the rejected samples",
 }
 
-_PART = re.compile(r"-part\d+\Z")
+_PART = re.compile(r"(?:-part\d+)+\Z")  # parts may have been split again
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[^\n]*\n(?:.*\n)*? {0,3}\1[`~]*[ \t]*(?=\n|\Z)", re.MULTILINE)
 _SENTENCE = re.compile(r"[.!?…]['\")\]*_]*(?=\s)|[。！？]|\n(?=\n)")
 
@@ -71,28 +72,45 @@ class Splitter:
     def template(self) -> ChatTemplate:
         return get_template(self.settings.template)
 
-    def preload(self, conversations: Sequence[Conversation]) -> None:
-        """Count the words of many conversations at once; only a matter of speed."""
-        self.counter.preload(conversations)
-
     def count(self, conversation: Conversation) -> int:
         """Tokens of the training text."""
-        return self.counter.pieces(self.template.render(conversation), True)
+        return self.counter.measure([Piece(self.template.render(conversation), True)])[0]
 
     def split(self, conversation: Conversation) -> Parts:
         """The parts in order. Raises DataError if the turns are out of order or unanswered."""
+        return self.split_all([conversation])[0]
+
+    def split_all(self, conversations: Sequence[Conversation]) -> list[Parts]:
+        """As `split`, for many: their words go through the tokeniser together."""
+        groups = [self._groups(conversation) for conversation in conversations]
+        sizes = iter(self.counter.measure(piece for group in groups for piece in group))
+        return [
+            self._cut(conversation, list(islice(sizes, len(group))))
+            for conversation, group in zip(conversations, groups, strict=True)
+        ]
+
+    def _groups(self, conversation: Conversation) -> list[Piece]:
+        """The rounds where they stand: each ends with its trained end mark, a special token."""
+        groups: list[Piece] = []
+        group: list[Segment] = []
+        for segment in self.template.render(conversation):
+            group.append(segment)
+            if segment.special and segment.trained:
+                groups.append(Piece(group, not groups))
+                group = []
+        return groups
+
+    def _cut(self, conversation: Conversation, sizes: Sequence[int]) -> Parts:
         limit = self.settings.max_length
+        if sum(sizes) <= limit:
+            return Parts([conversation], [sum(sizes)], rounds=len(sizes))
         system = conversation.turns[:1] if conversation.turns[0].role == SYSTEM else ()
         turns = conversation.turns[len(system) :]
-        rounds = [turns[i : i + 2] for i in range(0, len(turns), 2)]
-        sizes = self._sizes(conversation)
-        done = Parts(rounds=len(rounds))
-        if sum(sizes) <= limit:
-            done.parts, done.tokens = [conversation], [sum(sizes)]
-            return done
+        done = Parts(rounds=len(sizes))
         open_part: list[Turn] = []
         used = 0
-        for index, (pair, size) in enumerate(zip(rounds, sizes, strict=True)):
+        for index, size in enumerate(sizes):
+            pair = turns[2 * index : 2 * index + 2]
             if open_part and used + size <= limit:
                 open_part.extend(pair)
                 used += size
@@ -107,23 +125,8 @@ class Splitter:
                 self._overlong(done, system, pair, alone)
         if open_part:
             _close(done, system, open_part, used)
-        if len(done.parts) + len(done.dropped) > 1:
-            _name(done.parts, conversation.id)
-        else:
-            done.parts = [Conversation(conversation.id, part.turns) for part in done.parts]
-        done.dropped = [Conversation(conversation.id, part.turns) for part in done.dropped]
+        _name(done, conversation.id)
         return done
-
-    def _sizes(self, conversation: Conversation) -> list[int]:
-        """Tokens of each round where it stands: each ends with its trained end mark, a special token."""
-        sizes: list[int] = []
-        group: list[Segment] = []
-        for segment in self.template.render(conversation):
-            group.append(segment)
-            if segment.special and segment.trained:
-                sizes.append(self.counter.pieces(group, not sizes))
-                group = []
-        return sizes
 
     def _overlong(self, done: Parts, system: Sequence[Turn], pair: Sequence[Turn], size: int) -> None:
         if self.settings.overlong == DROP:
@@ -181,5 +184,9 @@ def _close(done: Parts, system: Sequence[Turn], turns: Sequence[Turn], tokens: i
     done.tokens.append(tokens)
 
 
-def _name(parts: list[Conversation], name: str) -> None:
-    parts[:] = [Conversation(f"{name}-part{n}", part.turns) for n, part in enumerate(parts, start=1)]
+def _name(done: Parts, name: str) -> None:
+    """The conversation's id, with the number of the part where it is not the only one."""
+    several = len(done.parts) + len(done.dropped) > 1
+    names = [f"{name}-part{number}" if several else name for number in range(1, len(done.parts) + 1)]
+    done.parts = [Conversation(each, part.turns) for each, part in zip(names, done.parts, strict=True)]
+    done.dropped = [Conversation(name, part.turns) for part in done.dropped]

@@ -211,16 +211,14 @@ def _step_of(reason: str) -> str:
 def _finish(done: Outcome, settings: Settings) -> None:
     encode, shape = encoder(), FORMS[settings.form]
     splitter = _splitter(settings.split) if settings.split else None
-    if splitter:
-        splitter.preload(done.conversations)
-    for kept, conversation in zip(done.kept, done.conversations, strict=True):
+    cuts = splitter.split_all(done.conversations) if splitter else [None] * len(done.kept)
+    for kept, conversation, cut in zip(done.kept, done.conversations, cuts, strict=True):
         if settings.dedupe:
             from trainer.data.signatures import chain_hashes
 
             kept.chain = chain_hashes(conversation)
         parts = [conversation]
-        if splitter:
-            cut = splitter.split(conversation)
+        if splitter and cut:
             parts, kept.tokens = cut.parts, sum(cut.tokens)
             kept.overlong, kept.shortened = cut.overlong, cut.shortened
             kept.dropped_rounds = len(cut.dropped)

@@ -1,8 +1,7 @@
 """How many tokens a conversation has when it is trained on: exact with a tokeniser, stated as an estimate without.
 
     counter = open_counter("models/llama/tokenizer.json", "vicuna_v1.1")
-    counter.preload(conversations)            # one batch through the tokeniser for all that is new in them
-    counter.count(conversation)               # what trainer/tokenize.py will write, BOS included
+    counter.measure([Piece(template.render(conversation), first=True)])    # as training counts, BOS included
 
 Two facts make exactness cheap. A special token is a wall: what stands left and right of it is tokenised apart,
 and every template ends an answer with one, so the rounds of a conversation can be counted one by one. And in the
@@ -18,17 +17,16 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainer.conversation import ChatTemplate, Conversation, Segment, get_template
+from trainer.conversation import ChatTemplate, Segment, get_template
 from trainer.errors import ConfigError, NotReady
 
 # Words remembered, about 100 bytes each; all are forgotten when there are more, so memory has an end.
 _REMEMBERED = 400_000
-# Longer ones (a line of Chinese, a base64 blob) hardly ever come back.
-_LONGEST_REMEMBERED = 40
 _NONCHARACTER = "\ufdd0"
 # The pre-tokeniser patterns of GPT-2, GPT-4/LLaMA-3 and Qwen, in none of which a match goes from a visible character
 # on to a blank. Of these only GPT-2's never goes from one on to a line end.
@@ -40,18 +38,22 @@ _CL100K = (
 _KNOWN_PATTERNS = {_GPT2: " \n", _CL100K % "{1,3}": " ", _CL100K % "": " "}
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Segments of training text to count. first: they begin a conversation; else they follow a special token."""
+
+    segments: Sequence[Segment]
+    first: bool
+
+
 class Counter(Protocol):
     """Counts tokens. `name` goes into the manifest; `exact` says whether the numbers are the tokeniser's."""
 
     name: str
     exact: bool
 
-    def preload(self, conversations: Iterable[Conversation]) -> None:
-        """A hint that these are counted next."""
-        ...
-
-    def pieces(self, segments: Sequence[Segment], first: bool) -> int:
-        """Tokens of segments that begin a conversation (`first`) or follow a special token."""
+    def measure(self, pieces: Iterable[Piece]) -> list[int]:
+        """Tokens of each piece. Many at once cost less than one by one."""
         ...
 
 
@@ -65,12 +67,12 @@ class Estimate:
     name = "estimate: 3 bytes per token"
     exact = False
 
-    def preload(self, conversations: Iterable[Conversation]) -> None:
-        return
+    def measure(self, pieces: Iterable[Piece]) -> list[int]:
+        return [self._one(piece) for piece in pieces]
 
-    def pieces(self, segments: Sequence[Segment], first: bool) -> int:
-        ordinary = sum(-(-len(s.text.encode()) // 3) for s in segments if not s.special)
-        return int(first) + ordinary + sum(s.special for s in segments)
+    def _one(self, piece: Piece) -> int:
+        ordinary = sum(-(-len(s.text.encode()) // 3) for s in piece.segments if not s.special)
+        return int(piece.first) + ordinary + sum(s.special for s in piece.segments)
 
 
 class ExactCount:
@@ -87,81 +89,77 @@ class ExactCount:
         data = _read_tokeniser(path)
         try:
             tree = json.loads(data)
-            self._bos = _adds_bos(Tokenizer.from_str(data.decode("utf-8")))
+            self._bos = _adds_bos(Tokenizer, tree)
             description = _Description(tree, template)
             self._tokeniser = Tokenizer.from_str(json.dumps(description.tree))
         except ConfigError:
             raise
         except Exception as error:  # tokenizers raises bare Exception, and its JSON may lack any key
-            message = f"{path} is no tokeniser: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            raise ConfigError(message, hint="give the tokenizer.json of the model, or its folder") from error
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            hint = "give the tokenizer.json of the model, or its folder"
+            raise ConfigError(f"{path} is no tokeniser: {said}", hint=hint) from error
         self.name = f"{path} sha256:{hashlib.sha256(data).hexdigest()[:16]}"
-        self._template = template
         self._prefix = description.prefix
         self._wall = description.wall
         self._words = _WORDS.get(self._wall or "")
         self._known: dict[str, int] = {}
 
-    def preload(self, conversations: Iterable[Conversation]) -> None:
-        if self._words is None:
-            return
-        new: set[str] = set()
-        for conversation in conversations:
-            for turn in conversation.turns:
-                new.update(self._words(turn.text))
-        self._learn(new)
+    def measure(self, pieces: Iterable[Piece]) -> list[int]:
+        fixed: list[int] = []  # per piece, what needs no words
+        words: list[list[str]] = []
+        for piece in pieces:
+            mine: list[str] = []
+            fixed.append(self._piece(piece, mine))
+            words.append(mine)
+        known = self._known
+        if len(known) > _REMEMBERED:
+            known.clear()
+        self._learn(set().union(*words).difference(known))
+        count = known.__getitem__
+        return [base + sum(map(count, mine)) for base, mine in zip(fixed, words, strict=True)]
 
-    def pieces(self, segments: Sequence[Segment], first: bool) -> int:
-        total = self._bos if first else 0
+    def _piece(self, piece: Piece, words: list[str]) -> int:
+        """Tokens of the piece beside those of the words that it adds to `words`."""
+        total = self._bos if piece.first else 0
+        first = piece.first
         run: list[Segment] = []
-        for segment in (*segments, None):
-            if segment is not None and not segment.special:
+        for segment in piece.segments:
+            if not segment.special:
                 run.append(segment)
                 continue
-            if run:
-                total += self._run(run, first)
-                run = []
-            total += segment is not None
-            first = False
-        return total
+            total += self._run(run, first, words) + 1
+            run, first = [], False
+        return total + self._run(run, first, words)
 
-    def _run(self, run: list[Segment], first: bool) -> int:
+    def _run(self, run: list[Segment], first: bool, words: list[str]) -> int:
         """Ordinary text between two special tokens, which the tokeniser sees as one."""
-        text = "".join(segment.text for segment in run)
-        text = self._prefixed(text, first)
+        if not run:
+            return 0
+        text = self._prefixed("".join(segment.text for segment in run), first)
         if len(run) > 1 and self._crosses(run, text):
-            return self._answer_by_answer(run, first)
-        return self._text(text)
+            # As trainer/tokenize.py does: the question ends where the answer begins, whatever the tokeniser says.
+            alone = self._text(self._prefixed(run[0].text, first), words)
+            return alone + sum(self._text(segment.text, words) for segment in run[1:])
+        return self._text(text, words)
 
     def _prefixed(self, text: str, first: bool) -> str:
         if self._prefix == "always":
             return " " + text
-        if self._prefix == "first" and first and not text.startswith((" ", "\u2581")):
-            return " " + text
-        return " " + text if self._prefix == "unless" and not text.startswith((" ", "\u2581")) else text
+        wanted = self._prefix == "unless" or (self._prefix == "first" and first)
+        return " " + text if wanted and not text.startswith((" ", "\u2581")) else text
 
-    def _text(self, text: str) -> int:
+    def _text(self, text: str, words: list[str]) -> int:
         if self._words is None or (self._prefix and "\u2581" in text):
-            return self._encoded(text)
-        words = self._words(text)
-        known = self._known
-        try:
-            return sum(map(known.__getitem__, words))
-        except KeyError:
-            self._learn(set(words))
-        return sum(self._known[word] if word in self._known else self._encoded(word) for word in words)
+            return len(self._tokeniser.encode(text, add_special_tokens=False).ids)
+        words += self._words(text)
+        return 0
 
     def _learn(self, words: set[str]) -> None:
-        if len(self._known) > _REMEMBERED:
-            self._known.clear()
-        new = [word for word in words if word not in self._known]
+        new = list(words)
         for start in range(0, len(new), 4096):
             batch = new[start : start + 4096]
             encoded = self._tokeniser.encode_batch_fast(batch, add_special_tokens=False)
             self._known.update(zip(batch, map(len, encoded), strict=True))
-
-    def _encoded(self, text: str) -> int:
-        return len(self._tokeniser.encode(text, add_special_tokens=False).ids)
 
     def _crosses(self, run: list[Segment], text: str) -> bool:
         """Whether a token would reach over the border between a question and its answer."""
@@ -176,11 +174,6 @@ class ExactCount:
             if any(start < edge < end for start, end in ids.offsets):
                 return True
         return False
-
-    def _answer_by_answer(self, run: list[Segment], first: bool) -> int:
-        # As trainer/tokenize.py does: the question ends where the answer begins, whatever the tokeniser says.
-        total = self._text(self._prefixed(run[0].text, first))
-        return total + sum(self._text(segment.text) for segment in run[1:])
 
 
 def open_counter(tokeniser: str | None, template: str) -> Counter:
@@ -304,9 +297,27 @@ def _refuse_without(tree: dict[str, Any], template: ChatTemplate) -> None:
         )
 
 
-def _adds_bos(tokeniser: Any) -> int:
-    """Tokens that the tokeniser's own rule puts before a text: LLaMA's puts one, GPT-2's none."""
-    with_rule, without = tokeniser.encode("a").ids, tokeniser.encode("a", add_special_tokens=False).ids
+def _adds_bos(tokenizer: Any, tree: dict[str, Any]) -> int:
+    """Tokens that the tokeniser's own rule puts before a text: LLaMA's puts one, GPT-2's none.
+
+    Asked of a tokeniser of one word with that rule: the real one takes a tenth of a second to build.
+    """
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+    small: dict[str, Any] = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+    }
+    rule = {
+        "pre_tokenizer": None,
+        "post_processor": tree.get("post_processor"),
+        "decoder": None,
+        "model": model,
+    }
+    made = tokenizer.from_str(json.dumps({**small, **rule}))
+    with_rule, without = made.encode("a").ids, made.encode("a", add_special_tokens=False).ids
     return int(len(with_rule) > len(without) and with_rule[: len(without)] != without)
 
 
