@@ -105,7 +105,7 @@ def _shipped_phrases() -> Phrases:
 class CleanSettings:
     """What to do. filters: names of FILTERS that are on. html: auto, always or never."""
 
-    filters: frozenset[str] = field(default_factory=lambda: DEFAULT_FILTERS)
+    filters: frozenset[str] = field(default_factory=lambda: _default_filters())
     html: str = "auto"
     min_characters: int = MIN_CHARACTERS
     phrases: Phrases = field(default_factory=_shipped_phrases)
@@ -135,7 +135,8 @@ def clean_settings(
             nearest = difflib.get_close_matches(name, FILTERS, n=1)
             hint = "the filters are " + ", ".join(FILTERS)
             raise ConfigError(
-                f"there is no filter {name!r}", hint=f"did you mean {nearest[0]!r}? {hint}" if nearest else hint
+                f"there is no filter {name!r}",
+                hint=f"did you mean {nearest[0]!r}? {hint}" if nearest else hint,
             )
     if html not in _HTML_MODES:
         raise ConfigError(f"html cannot be {html!r}", hint="it is one of " + ", ".join(_HTML_MODES))
@@ -227,7 +228,9 @@ def _converted(turns: list[Turn], html: str, notes: list[str]) -> list[Turn]:
     for turn in turns:
         text = turn.text
         # No HTML without a "<": and most text that is not HTML is told by its first character.
-        if turn.role == ASSISTANT and (html == "always" or (text[:400].find("<") >= 0 and looks_like_html(text))):
+        if turn.role == ASSISTANT and (
+            html == "always" or (text[:400].find("<") >= 0 and looks_like_html(text))
+        ):
             out.append(Turn(ASSISTANT, to_markdown(text)))
             converted = True
         else:
@@ -268,9 +271,13 @@ def _plugin_calls(sample: Any) -> str | None:
 
 # --- filters ----------------------------------------------------------------------------------
 
-_FENCED = re.compile(r"^([ >\t]*)(`{3,}|~{3,})[^\n]*\n.*?(?:^[ >\t]*\2[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
+_FENCED = re.compile(
+    r"^([ >\t]*)(`{3,}|~{3,})[^\n]*\n.*?(?:^[ >\t]*\2[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL
+)
 _CODE_SPAN = re.compile(r"(?<!`)(`+)(?!`)(?:[^`]|(?!\1(?!`))`)*?(?<!`)\1(?!`)")
-_ADDRESS = re.compile(r"\b(?:https?://|ftp://|www\.)[^\s<>)\]]+|\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+|\]\([^()\s]*\)")
+_ADDRESS = re.compile(
+    r"\b(?:https?://|ftp://|www\.)[^\s<>)\]]+|\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+|\]\([^()\s]*\)"
+)
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 
 
@@ -385,20 +392,36 @@ class Filter:
 
 # In the order in which they run; a conversation is counted under the first that finds something.
 FILTERS: dict[str, Filter] = {
-    "plugin calls": Filter(None, True, "it used plugins, tools or functions, whose calls are not in the text"),
+    "plugin calls": Filter(
+        None, True, "it used plugins, tools or functions, whose calls are not in the text"
+    ),
     "wrong roles": Filter(None, True, "questions and answers do not take turns (off: neighbours are joined)"),
-    "empty": Filter(None, True, "the first question or answer has no text; later ones only end the conversation"),
+    "empty": Filter(
+        None, True, "the first question or answer has no text; later ones only end the conversation"
+    ),
     "too short": Filter(_too_short, True, f"fewer than {MIN_CHARACTERS} characters in all"),
     "rate limited": Filter(_rate_limited, True, "an answer is the service's message that it did not answer"),
     "refused": Filter(_refused, False, "an answer begins as a refusal"),
     "blocked phrases": Filter(_blocked, True, "prose, not code or an address, holds a blocked phrase"),
     "repetition": Filter(_repetition, True, f"an answer says the same {_LOOP_TIMES} times or more"),
     "repeated digits": Filter(_repeated_digits, False, "a row of nine or more of one digit outside code"),
-    "broken lists": Filter(_broken_lists, True, "a numbered list of three or more items that are all number 1"),
+    "broken lists": Filter(
+        _broken_lists, True, "a numbered list of three or more items that are all number 1"
+    ),
 }
-DEFAULT_FILTERS = frozenset(name for name, rule in FILTERS.items() if rule.default)
+
+
+def _default_filters() -> frozenset[str]:
+    return frozenset(name for name, rule in FILTERS.items() if rule.default)
+
+
+DEFAULT_FILTERS = _default_filters()
 REASONS: dict[str, str] = {
-    **{name: meaning for name, meaning in samples.REASONS.items() if name not in ("wrong role order", "empty text")},
+    **{
+        name: meaning
+        for name, meaning in samples.REASONS.items()
+        if name not in ("wrong role order", "empty text")
+    },
     "html": "an answer's HTML is too large or nested too deep",
     **{name: rule.meaning for name, rule in FILTERS.items()},
 }

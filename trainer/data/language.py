@@ -41,7 +41,7 @@ _LINGUA = {
 }
 # Enough for every language measured; ten times as much prose changes no answer and costs ten times as much.
 JUDGED_CHARACTERS = 600
-_FEWEST_LETTERS = 3
+_FEWEST_LETTERS = 2
 DEFAULT_THRESHOLD = 0.5
 
 _NOT_LETTERS = re.compile(r"[\W\d_]+")
@@ -149,7 +149,9 @@ def language_rule(
     if UNKNOWN in kept:
         raise ConfigError("unknown is kept anyway", hint="name it in skip to drop what has no clear language")
     if kept and set(skipped) - {UNKNOWN}:
-        raise ConfigError("keep and skip cannot both name languages", hint="what keep does not name is dropped")
+        raise ConfigError(
+            "keep and skip cannot both name languages", hint="what keep does not name is dropped"
+        )
     if not 0.0 <= threshold <= 1.0:
         raise ConfigError(f"the threshold {threshold} is not between 0 and 1")
     return LanguageRule(kept, skipped, threshold)

@@ -31,8 +31,9 @@ class Piece(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A finished block: kind is p, text (a list item's bare text), code, list, quote, heading, table, rule, math.
+    """A finished block.
 
+    kind: p, text (a list item's bare text), code, list, quote, heading, table, rule or math.
     marker: of a list, what follows or is its first marker: "-", "+", ".", ")".
     interrupts: it may follow a line of text without a blank line between.
     """
@@ -51,23 +52,24 @@ _LONGEST_RENDERED = 20_000
 
 _SPACES = re.compile(r"[ \t\n\r\f]+")
 _RISK = re.compile(
-    r"""\\(?=[!-/:-@\[-`{-~]|$)     # a backslash that would escape
+    r"""\\(?=[\0!-/:-@\[-`{-~]|$)     # a backslash that would escape
     |`                              # code
     |\*(?!\s)|(?<=\S)\*             # emphasis, if it touches something
     |(?<![^\W_])_|_(?![^\W_])       # emphasis, unless inside a word
     |<(?=[A-Za-z/!?])               # tags, comments, autolinks
     |&(?=\#|[A-Za-z])               # entities
     |\[(?=[^\]]*\][(\[:])           # links and their definitions
-    |~(?=~)|(?<=~)~                 # strikethrough
+    |~(?=[~\0])|(?<=[~\0])~                 # strikethrough
     """,
     re.VERBOSE | re.MULTILINE,
 )
 _ANY_MARKUP = re.compile(r"[\\`*_<>&\[\]~]")
-LINE_STARTS = frozenset("#>-+*0123456789=_:|~`")
+LINE_STARTS = frozenset("#>-+*0123456789=_:|~")
 _LINE_START = re.compile(
     r"""^(?:
       (\d{1,9})([.)])(?=[ ]|$)
-    | (\#(?=\#{0,5}(?:[ ]|$)) | > | [-+*](?=[ ]|$) | [-=_*|:](?=[-=_*|: ]*$) | [~`](?=[~`]{2}))
+    | (\#(?=\#{0,5}(?:[ ]|$)) | > | [-+*](?=[ ]|$)
+      | ([-*_])(?=(?:[ ]*\4){2,}[ ]*$) | [-=](?=[-=]*[ ]*$) | [-:|](?=[-:| ]*$) | ~(?=~~))
     )""",
     re.VERBOSE | re.MULTILINE,
 )
@@ -118,8 +120,8 @@ def paragraph(pieces: Sequence[str | Piece]) -> str:
 
 def _simple_paragraph(pieces: Sequence[str | Piece]) -> str | None:
     """The paragraph if its markup is code, and emphasis of words between spaces; None sends it the long way."""
-    out = []
-    literal = []
+    out: list[str] = []
+    literal: list[str] = []
     outside = " "  # the character before the next piece
     opening = closing = False
     for piece in pieces:
@@ -146,7 +148,7 @@ def _simple_paragraph(pieces: Sequence[str | Piece]) -> str | None:
                 return None
             closing = True
             out.append(piece.text)
-        elif piece.kind == "raw" and not (opening or closing or "$" in piece.text or piece.text[0] == "!"):
+        elif piece.kind == "raw" and piece.text[0] == "`" and not (opening or closing or outside == "`"):
             outside = "`"
             literal.append("\0")
             out.append(piece.text)
@@ -171,20 +173,17 @@ def _needs_care(pieces: Sequence[str | Piece], literal: str) -> bool:
         after = pieces[index + 1] if index + 1 < len(pieces) else " "
         outer, inner = (before, after) if piece.kind == "open" else (after, before)
         if piece.text == "[":
-            if any(char in literal for char in "[]") or (piece.kind == "open" and _last(before) == "!"):
+            if "[" in literal or "]" in literal:
                 return True
         # A marker beside another marker, or between a letter and a punctuation mark, may not count.
         elif isinstance(inner, Piece) or (isinstance(outer, Piece) and outer.kind != "break"):
             return True
-        elif isinstance(outer, str):
+        else:
+            outer = outer if isinstance(outer, str) else " "
             out, within = (outer[-1], inner[0]) if piece.kind == "open" else (outer[0], inner[-1])
-            if out not in " \n" and not (within.isalnum() and not out.isalnum()):
+            if not (within.isalnum() and not out.isalnum()) and not (out == " " and not within.isspace()):
                 return True
     return marked and "$" in literal
-
-
-def _last(piece: str | Piece) -> str:
-    return piece[-1:] if isinstance(piece, str) else ""
 
 
 def _settle(pieces: Sequence[str | Piece]) -> list[str | Piece]:
@@ -192,12 +191,13 @@ def _settle(pieces: Sequence[str | Piece]) -> list[str | Piece]:
     out: list[str | Piece] = []
     waiting: list[Piece] = []  # opened, nothing inside yet
     space = False
+    line_start = True
 
     def write(piece: str | Piece) -> None:
-        nonlocal space
-        if space and out and out[-1] != BREAK:
+        nonlocal space, line_start
+        if space and not line_start:
             _append(out, " ")
-        space = False
+        space = line_start = False
         for opened in waiting:
             last = out[-1] if out else None
             if isinstance(last, Piece) and last.kind == "close" and last[1:] == opened[1:]:
@@ -224,7 +224,7 @@ def _settle(pieces: Sequence[str | Piece]) -> list[str | Piece]:
         elif piece.kind == "break":
             if out:
                 out.append(piece)
-            space = False
+            space, line_start = False, True
         else:
             write(piece)
     return _without_last_breaks(out)
@@ -234,28 +234,35 @@ def _append(out: list[str | Piece], piece: str | Piece) -> None:
     last = out[-1] if out else None
     if isinstance(last, str) and isinstance(piece, str):
         out[-1] = last + piece
+    elif isinstance(last, Piece) and isinstance(piece, Piece) and last.text[:1] == piece.text[:1] == "`":
+        code = last.shows + piece.shows  # `a``b` is something else
+        out[-1] = Piece("raw", code_span(code), code)
     else:
         out.append(piece)
 
 
 def _without_last_breaks(out: list[str | Piece]) -> list[str | Piece]:
     end = len(out)
-    while end and isinstance(out[end - 1], Piece) and out[end - 1][0] in ("break", "close"):  # type: ignore[index]
+    while end and isinstance(out[end - 1], Piece) and out[end - 1][0] in ("break", "close"):
         end -= 1
     return out[:end] + [piece for piece in out[end:] if piece != BREAK]
 
 
 def _join(pieces: Sequence[str | Piece], escape: Callable[[str], str] = str, emphasis: bool = True) -> str:
-    parts = []
+    parts: list[str] = []
     for piece in pieces:
         if isinstance(piece, str):
             parts.append(escape(piece))
+        elif piece.text == "[" and piece.kind == "open":
+            if parts and parts[-1].endswith("!"):  # "![" begins an image
+                parts[-1] = parts[-1][:-1] + "\\!"
+            parts.append("[")
         elif piece.kind == "break":
             parts.append("  \n")
         elif piece.kind == "raw":
             parts.append(piece.text)
         elif piece.text == "[":
-            parts.append("[" if piece.kind == "open" else f"]({piece.target})")
+            parts.append(f"]({piece.target})")
         elif emphasis:
             parts.append(piece.text)
     return "".join(parts)
@@ -291,7 +298,11 @@ def _escaped(pieces: Sequence[str | Piece]) -> str:
         for chosen, escape, emphasis in candidates:
             if _shows_right(chosen, escape, emphasis):
                 return guard_lines(_join(chosen, escape, emphasis))
-    return guard_lines(_join(tame, everything, emphasis=False))
+    bare: list[str | Piece] = []
+    for piece in tame:
+        if isinstance(piece, str) or piece.kind in ("raw", "break") or piece.text == "[":
+            _append(bare, piece)
+    return guard_lines(_join(bare, everything, emphasis=False))
 
 
 def _dollars(text: str, math: bool) -> str:
@@ -405,13 +416,16 @@ def fenced(code: str, language: str) -> str:
     return f"{fence}{language}\n{code}{end}{fence}"
 
 
+_ODD_URL = re.compile(r"[\x00- ()<>\\\x7f]|&(?=#|[A-Za-z][A-Za-z0-9]*;)")
+
+
 def destination(url: str, title: str) -> str:
     """What stands between the parentheses of a link or an image."""
     url = _SPACES.sub(" ", url.strip())
-    if url and not re.search(r"[ ()<>\\&\x00-\x1f]", url):
+    if url and not _ODD_URL.search(url):
         target = url
     else:
-        target = "<" + re.sub(r"[<>\\]|&(?=\#|[A-Za-z]\w*;)", r"\\\g<0>", url) + ">"
+        target = "<" + re.sub(r"[<>\\]|&(?=#|[A-Za-z][A-Za-z0-9]*;)", r"\\\g<0>", url) + ">"
     if not title:
         return target
     title = re.sub(r"\n\s*\n", "\n", title)
@@ -484,7 +498,7 @@ def table_block(rows: Sequence[Sequence[str]], alignment: Sequence[str]) -> str:
 
 def cell_text(blocks: Sequence[Block]) -> str:
     """A cell is one line: blocks and lines are set apart by <br>, pipes escaped."""
-    parts = []
+    parts: list[str] = []
     for block in blocks:
         if block.kind == "code":
             lines = block.text.split("\n")[1:-1]

@@ -28,7 +28,7 @@ class _Node:
 def tex_of(tags: list[Tag], unescape: Callable[[str], str]) -> str:
     """The TeX of the tags inside a formula. Raises RecursionError past 100 levels."""
     inside = False
-    tex = []
+    tex: list[str] = []
     for tag in tags:
         if tag.name == "annotation" and "application/x-tex" in tag.attributes:
             inside = True

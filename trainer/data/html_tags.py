@@ -1,0 +1,247 @@
+"""HTML of any kind -> well-formed tags and texts, as a browser's parser reads it.
+
+lexbor (by selectolax), a browser-grade parser, makes any input a tree and writes it back as well-formed HTML; one
+regex then cuts that. Asking Python for every node of the tree costs twice as much. HTML that a parser would leave as
+it is, the usual case, is recognised while it is cut, and the blocks of code of ChatGPT's page, which hold most of all
+tags, are taken out before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from html import unescape
+from typing import Any
+
+from trainer.data.markdown import Block, fenced
+from trainer.data.mathml import Tag
+
+# Deeper than any answer; CommonMark renderers stop at 20 to 100 levels. Every level of a quote or a
+# list indents all its lines again, so without a limit a bomb would grow with the square of its size.
+DEEPEST = 100
+# lexbor needs about 10 bytes for each byte of HTML: 16 MiB stays far under what a worker may take.
+LONGEST = 16 * 2**20
+# Open formatting elements are opened again in every paragraph that follows (HTML 13.2.4.3), so
+# n of them before n paragraphs make n * n nodes. Counted only in messages with that many tags.
+_MANY_TAGS, _MOST_FORMATTING = 1500, 50
+
+
+class HtmlRejected(ValueError):
+    """This HTML cannot be converted; `detail` says why."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+# HTML that lexbor has written: text, then six strings for each tag. An element that holds nothing but
+# text and plain markup is a leaf, taken whole: ("li" for <li><p>, name, inside, None, None, text
+# behind). Any other tag: (None, None, None, name with "/", attributes, text behind).
+_TAG = re.compile(
+    r"<(?:(?:(li)><p>|(p|li|td|th|code|strong|em|b|i|h[1-6])>)"
+    r"((?:[^<]++|<(?:code>[^<]*+</code>|strong>[^<]*+</strong>|em>[^<]*+</em>))*+)</(?(1)p></li|\2)>"
+    r'|(/?[a-z][^\s/>"]*)((?:[^>"]+|"[^"]*")*)>)'
+)
+# The code block of ChatGPT's page: a bar with the language and a button, then the code in spans.
+# Most of a message's tags are in these. They are taken out before lexbor sees it, if they hold
+# nothing but spans; a <pre> with their number stands for them.
+_CHAT_CODE = re.compile(
+    r'<pre(?: class="[^"<>]*")?><div class="[^"<>]*"><div class="[^"<>]*">'
+    r'<span(?: class="[^"<>]*")?>([^<>`\s&]*)</span>'
+    r"<button(?: [^<>]*)?>(?:<svg\b[^<>]*>(?:<[^<>]*>)*?</svg>)?Copy code</button></div>"
+    r'<div class="[^"<>]*"><code(?: class="([^"<>]*)")?>(.*?)</code></div></div></pre>',
+    re.DOTALL,
+)
+_SPAN = re.compile(r'</?span(?: class="[^"<>]*")?>')
+STAND_IN = "<pre vlaunch-code="
+# What is no text and may hold anything.
+_RAW_TEXT = re.compile(
+    r"<!--.*?-->"
+    r"|<(script|style|iframe|noembed|noframes|xmp|template|title)\b(?:[^>\"]+|\"[^\"]*\")*>.*?</\1>",
+    re.DOTALL,
+)
+_RAW_NAMES = frozenset(("script", "style", "iframe", "noembed", "noframes", "xmp", "template", "title"))
+_TEX_SCRIPT = re.compile(r"<script\b[^>]*\btype=[\"']math/tex([^\"']*)[\"'][^>]*>(.*?)</script>", re.DOTALL)
+_FORMATTING = re.compile(
+    r"<(/?)(a|b|big|code|em|font|i|nobr|s|small|strike|strong|tt|u)[\s>/]", re.IGNORECASE
+)
+_ATTRIBUTE = re.compile(r'([^\s"=]+)="([^"]*)"')
+_LANGUAGE = re.compile(r"(?:^|\s)(?:language-|lang-|highlight-source-|brush:\s*)([^\s`\"&<>]+)")
+
+
+def cut(html: str) -> tuple[list[Any], list[Block]]:
+    from selectolax.lexbor import LexborHTMLParser
+
+    if len(html) > LONGEST:
+        raise HtmlRejected(f"{len(html):,} characters in one message, the most is {LONGEST:,}")
+    if html.count("<") > _MANY_TAGS:
+        _check_formatting(html)
+    if "\r" in html:
+        html = html.replace("\r\n", "\n").replace("\r", "\n")
+    if "\0" in html:
+        html = html.replace("\0", "\ufffd")
+    if "<script" in html:
+        html = _TEX_SCRIPT.sub(_tex_script, html)
+    blocks: list[Block] = []
+    if "Copy code" in html and STAND_IN not in html:
+        html = _CHAT_CODE.sub(lambda match: _chat_code(match, blocks), html)
+    if not _ODD_ENTITY.search(html):
+        tokens = _TAG.split(html)
+        if _is_settled(tokens):
+            return tokens, blocks
+    body = LexborHTMLParser("<body>" + html).body
+    written = body.html if body is not None else None
+    if written is None:
+        raise HtmlRejected("it has no body")
+    if "<!--" in written:
+        written = _RAW_TEXT.sub("", written)
+    tokens = _TAG.split(written)
+    if not _RAW_NAMES.isdisjoint(tokens[4::6]):
+        tokens = _TAG.split(_RAW_TEXT.sub("", written))
+    return tokens, blocks
+
+
+# What may stand where so that a browser's parser would change nothing, in the HTML of chat pages.
+_FLOW = frozenset(
+    "p div ol ul table pre blockquote h1 h2 h3 h4 h5 h6 hr code strong em a br b i span".split()
+)
+_PHRASES = frozenset("code strong em a br b i span".split())
+_MAY_HOLD: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("", "div", "li", "blockquote", "td", "th"), _FLOW),
+    **dict.fromkeys(("p", "h1", "h2", "h3", "h4", "h5", "h6"), _PHRASES),
+    "ol": frozenset(("li",)),
+    "ul": frozenset(("li",)),
+    "table": frozenset(("thead", "tbody")),
+    "thead": frozenset(("tr",)),
+    "tbody": frozenset(("tr",)),
+    "tr": frozenset(("td", "th")),
+    "strong": frozenset(("code", "em", "br")),
+    "em": frozenset(("code", "strong", "br")),
+    "a": frozenset(("code", "strong", "em")),
+}
+_ONLY_SPACES = frozenset(("table", "thead", "tbody", "tr"))
+_ODD_ENTITY = re.compile(r"&(?!(?:lt|gt|amp|quot|nbsp);)")
+_PLAIN_ATTRIBUTES = re.compile(r'(?: [a-z-]+="[^"&<>]*(?:&amp;[^"&<>]*)*")*')
+_NOTHING: frozenset[str] = frozenset()
+
+
+def _is_settled(tokens: list[Any]) -> bool:
+    """Whether a parser would make of this what it says: then lexbor, a fifth of the time, is not needed."""
+    path = [""]
+    holds = _FLOW
+    if "<" in tokens[0]:
+        return False
+    rest = iter(tokens)
+    next(rest)
+    for item, leaf, inside, name, attributes, text in zip(rest, rest, rest, rest, rest, rest, strict=True):
+        if inside is not None:
+            if ("li" if leaf is None else leaf) not in holds or (item is not None and "li" not in holds):
+                return False
+        elif name[0] == "/":
+            if name[1:] != path.pop() or not path:
+                return False
+            holds = _MAY_HOLD[path[-1]]
+        else:
+            if name not in holds or (attributes and not _PLAIN_ATTRIBUTES.fullmatch(attributes)):
+                return False
+            if name != "br" and name != "hr":
+                path.append(name)
+                holds = _MAY_HOLD.get(name, _NOTHING)
+        if text and ("<" in text or (path[-1] in _ONLY_SPACES and text.strip())):
+            return False
+    return len(path) == 1
+
+
+def _chat_code(match: re.Match[str], blocks: list[Block]) -> str:
+    bar, classes, written = match.groups()
+    code = _SPAN.sub("", written)
+    if "<" in code:
+        return match[0]
+    language = _LANGUAGE.search(classes or "")
+    blocks.append(
+        Block(
+            "code",
+            fenced(unescape(code) if "&" in code else code, language[1] if language else bar),
+            interrupts=True,
+        )
+    )
+    return f'{STAND_IN}"{len(blocks) - 1}"></pre>'
+
+
+def _check_formatting(html: str) -> None:
+    opened: Counter[str] = Counter()
+    for slash, name in _FORMATTING.findall(html):
+        name = name.lower()
+        opened[name] = max(0, opened[name] - 1) if slash else opened[name] + 1
+        if opened[name] > _MOST_FORMATTING:
+            raise HtmlRejected(f"more than {_MOST_FORMATTING} <{name}> are open at once")
+
+
+def _tex_script(match: re.Match[str]) -> str:
+    tex = match[2].replace("&", "&amp;").replace("<", "&lt;")
+    display = "katex-display" if "display" in match[1] else "katex"
+    return f'<span class="{display}"><annotation encoding="application/x-tex">{tex}</annotation></span>'
+
+
+def plain_text(written: str) -> str:
+    # lexbor writes these four and no other entity.
+    if "&" not in written:
+        return written
+    return (
+        written.replace("&lt;", "<")
+        .replace("&gt;", ">")
+        .replace("&quot;", '"')
+        .replace("&nbsp;", "\xa0")
+        .replace("&amp;", "&")
+    )
+
+
+# --- tags -------------------------------------------------------------------------------------
+
+_INSIDE = re.compile(r"<(/?(?:code|strong|em))>")
+
+
+def leaf_tags(item: str | None, name: str | None, inside: str, behind: str) -> list[Tag]:
+    """A leaf cut into its tags."""
+    outer = ("li", "p") if name is None else (name,)
+    first, *rest = _INSIDE.split(inside)
+    tags = [Tag(tag, "", "") for tag in outer[:-1]]
+    tags.append(Tag(outer[-1], "", first))
+    tags.extend(Tag(tag, "", text) for tag, text in zip(rest[::2], rest[1::2], strict=True))
+    tags.extend(Tag("/" + tag, "", "") for tag in reversed(outer))
+    tags[-1] = tags[-1]._replace(text=behind)
+    return tags
+
+
+def code_of(tags: list[Tag]) -> str:
+    return plain_text("".join("\n" + tag.text if tag.name == "br" else tag.text for tag in tags))
+
+
+def without(tags: list[Tag], *names: str) -> list[Tag]:
+    kept, inside = [], ""
+    for tag in tags:
+        if inside:
+            if tag.name == "/" + inside:
+                inside = ""
+                kept.append(Tag("", "", tag.text))
+        elif tag.name in names:
+            inside = tag.name
+        else:
+            kept.append(tag)
+    return kept
+
+
+def language_of(attributes: str) -> str:
+    if not attributes:
+        return ""
+    found = _LANGUAGE.search(attributes_of(attributes).get("class", ""))
+    return found[1] if found else ""
+
+
+def attributes_of(written: str) -> dict[str, str]:
+    return {name: plain_text(value) for name, value in _ATTRIBUTE.findall(written)}
+
+
+def number_of(given: str | None, default: int) -> int:
+    # CommonMark numbers have at most nine digits and no sign.
+    return int(given) if given is not None and re.fullmatch(r"[0-9]{1,9}", given.strip()) else default
