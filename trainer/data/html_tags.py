@@ -34,14 +34,19 @@ class HtmlRejected(ValueError):
         self.detail = detail
 
 
-# HTML that lexbor has written: text, then six strings for each tag. An element that holds nothing but
-# text and plain markup is a leaf, taken whole: ("li" for <li><p>, name, inside, None, None, text
+# HTML that lexbor has written: text, then six strings for each tag. An element that holds nothing but text and plain
+# markup, or a list or table of nothing else, is a leaf, taken whole: ("li" for <li><p>, name, inside, None, None, text
 # behind). Any other tag: (None, None, None, name with "/", attributes, text behind).
+PHRASE = r"(?:[^<]++|<(?:code>[^<]*+</code>|strong>[^<]*+</strong>|em>[^<]*+</em>))*+"
+_CELLS = r"<tr>(?:<t[dh]>[^<]*+</t[dh]>)++</tr>"
 _TAG = re.compile(
-    r"<(?:(?:(li)><p>|(p|li|td|th|code|strong|em|b|i|h[1-6])>)"
-    r"((?:[^<]++|<(?:code>[^<]*+</code>|strong>[^<]*+</strong>|em>[^<]*+</em>))*+)</(?(1)p></li|\2)>"
+    r"<(?:(?:(li)><p>|(p|li|ol|ul|table|td|th|code|strong|em|b|i|h[1-6])>)"
+    rf"({PHRASE}|(?:\s*+<li>(?:<p>{PHRASE}</p>|{PHRASE})</li>)++\s*+"
+    rf"|<thead>{_CELLS}</thead><tbody>(?:{_CELLS})++</tbody>)</(?(1)p></li|\2)>"
     r'|(/?[a-z][^\s/>"]*)((?:[^>"]+|"[^"]*")*)>)'
 )
+_ANY_TAG = re.compile(r'<(/?[a-z][^\s/>"]*)((?:[^>"]+|"[^"]*")*)>')
+_HELD = {"ol": "<li>", "ul": "<li>", "table": "<thead>"}
 # The code block of ChatGPT's page: a bar with the language and a button, then the code in spans.
 # Most of a message's tags are in these. They are taken out before lexbor sees it, if they hold
 # nothing but spans; a <pre> with their number stands for them.
@@ -49,8 +54,7 @@ _CHAT_CODE = re.compile(
     r'<pre(?: class="[^"<>]*")?><div class="[^"<>]*"><div class="[^"<>]*">'
     r'<span(?: class="[^"<>]*")?>([^<>`\s&]*)</span>'
     r"<button(?: [^<>]*)?>(?:<svg\b[^<>]*>(?:<[^<>]*>)*?</svg>)?Copy code</button></div>"
-    r'<div class="[^"<>]*"><code(?: class="([^"<>]*)")?>(.*?)</code></div></div></pre>',
-    re.DOTALL,
+    r'<div class="[^"<>]*"><code(?: class="([^"<>]*)")?>([^<]*+(?:</?span(?: class="[^"<>]*")?>[^<]*+)*+)</code></div></div></pre>',
 )
 _SPAN = re.compile(r'</?span(?: class="[^"<>]*")?>')
 STAND_IN = "<pre vlaunch-code="
@@ -105,10 +109,10 @@ def cut(html: str) -> tuple[list[Any], list[Block]]:
 _FLOW = frozenset(
     "p div ol ul table pre blockquote h1 h2 h3 h4 h5 h6 hr code strong em a br b i span".split()
 )
-_PHRASES = frozenset("code strong em a br b i span".split())
+PHRASES = frozenset("code strong em a br b i span".split())
 _MAY_HOLD: dict[str, frozenset[str]] = {
     **dict.fromkeys(("", "div", "li", "blockquote", "td", "th"), _FLOW),
-    **dict.fromkeys(("p", "h1", "h2", "h3", "h4", "h5", "h6"), _PHRASES),
+    **dict.fromkeys(("p", "h1", "h2", "h3", "h4", "h5", "h6"), PHRASES),
     "ol": frozenset(("li",)),
     "ul": frozenset(("li",)),
     "table": frozenset(("thead", "tbody")),
@@ -135,7 +139,12 @@ def _is_settled(tokens: list[Any]) -> bool:
     next(rest)
     for item, leaf, inside, name, attributes, text in zip(rest, rest, rest, rest, rest, rest, strict=True):
         if inside is not None:
-            if ("li" if leaf is None else leaf) not in holds or (item is not None and "li" not in holds):
+            if (leaf or "li") not in holds:
+                return False
+            if "<li" in inside or "<t" in inside:
+                if not inside.lstrip().startswith(_HELD.get(leaf, "\0")):
+                    return False
+            elif leaf in _HELD:
                 return False
         elif name[0] == "/":
             if name[1:] != path.pop() or not path:
@@ -155,8 +164,6 @@ def _is_settled(tokens: list[Any]) -> bool:
 def _chat_code(match: re.Match[str], blocks: list[Block]) -> str:
     bar, classes, written = match.groups()
     code = _SPAN.sub("", written)
-    if "<" in code:
-        return match[0]
     language = _LANGUAGE.search(classes or "")
     blocks.append(
         Block(
@@ -198,19 +205,11 @@ def plain_text(written: str) -> str:
 
 # --- tags -------------------------------------------------------------------------------------
 
-_INSIDE = re.compile(r"<(/?(?:code|strong|em))>")
-
-
 def leaf_tags(item: str | None, name: str | None, inside: str, behind: str) -> list[Tag]:
     """A leaf cut into its tags."""
-    outer = ("li", "p") if name is None else (name,)
-    first, *rest = _INSIDE.split(inside)
-    tags = [Tag(tag, "", "") for tag in outer[:-1]]
-    tags.append(Tag(outer[-1], "", first))
-    tags.extend(Tag(tag, "", text) for tag, text in zip(rest[::2], rest[1::2], strict=True))
-    tags.extend(Tag("/" + tag, "", "") for tag in reversed(outer))
-    tags[-1] = tags[-1]._replace(text=behind)
-    return tags
+    whole = f"<{name}>{inside}</{name}>" if item is None else f"<li><p>{inside}</p></li>"
+    _, *rest = _ANY_TAG.split(whole + behind)
+    return [Tag(*rest[at : at + 3]) for at in range(0, len(rest), 3)]
 
 
 def code_of(tags: list[Tag]) -> str:

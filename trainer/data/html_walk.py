@@ -13,6 +13,7 @@ from typing import Any
 
 from trainer.data.html_tags import (
     DEEPEST,
+    PHRASE,
     STAND_IN,
     HtmlRejected,
     attributes_of,
@@ -26,6 +27,7 @@ from trainer.data.html_tags import (
 from trainer.data.markdown import (
     BREAK,
     LINE_STARTS,
+    LIST_MARKERS,
     RAW_TAGS,
     Block,
     Piece,
@@ -441,11 +443,11 @@ class Walker:
     def preformatted(self, name: str, attributes: str) -> None:
         if self.parts:
             self.flush()
-        tags = self.capture("pre")
         if attributes.startswith(STAND_IN[4:]):
+            self.capture("pre")
             self.add(self.code[int(attributes[len(STAND_IN[4:]) + 1 : -1])])
         else:
-            self.code_block(tags, language_of(attributes))
+            self.code_block(self.capture("pre"), language_of(attributes))
 
     def code_block(self, tags: list[Tag], language: str) -> None:
         """Any other <pre>: what stands beside its <code> and is no bar is kept as text."""
@@ -518,6 +520,43 @@ class Walker:
             frame.items.append((frame.number, [Block("text" if name else "p", text)] if text else []))
             frame.number += frame.step
 
+    def leaf_list(self, name: str, inside: str) -> None:
+        """A list of nothing but text and plain markup."""
+        items = _ITEM.findall(inside)
+        frame = self.frame
+        if self.pre_wrap or self.opened or not items or frame.kind in ("list", "table"):
+            self.long_way(name, inside)
+            return
+        texts = [_quick_text(in_p or bare) for _, in_p, bare in items]
+        if None in texts:
+            self.long_way(name, inside)
+            return
+        if self.parts:
+            self.flush()
+        numbered = list(enumerate(texts, 1))
+        loose = "\n\n" if any(p and text for (p, _, _), text in zip(items, texts, strict=True)) else "\n"
+        previous = frame.blocks[-1] if frame.blocks else None
+        first, other = LIST_MARKERS[name]
+        marker = other if previous is not None and previous.kind == "list" and previous.marker == first else first
+        if name == "ol":
+            lines = [f"{number}{marker} {text}" if text else f"{number}{marker}" for number, text in numbered]
+        else:
+            lines = [f"{marker} {text}" if text else marker for text in texts]
+        self.add(Block("list", loose.join(lines), marker, bool(texts[0])))
+
+    def leaf_table(self, name: str, inside: str) -> None:
+        """A table of nothing but text, with a head."""
+        if self.pre_wrap or self.opened or self.frame.kind in ("list", "table") or "<thead>" not in inside:
+            self.long_way(name, inside)
+            return
+        if self.parts:
+            self.flush()
+        rows = []
+        for row in inside.split("</tr>")[:-1]:
+            cells = [plain_paragraph(plain_text(cell)) for cell in _CELL.findall(row)]
+            rows.append([cell.replace("|", "\\|") if "|" in cell else cell for cell in cells])
+        self.add(Block("table", table_block(rows, ())))
+
     def leaf_cell(self, name: str, inside: str) -> None:
         frame = self.frame
         if self.pre_wrap or self.opened or frame.kind != "table" or not frame.rows:
@@ -549,15 +588,15 @@ class Walker:
     def long_way(self, name: str | None, inside: str) -> None:
         """The same, tag by tag."""
         rest, behind = self.tags, self.text
-        self.tags = iter(
-            [
-                (None, None, None, tag.name, "", tag.text)
-                for tag in leaf_tags(None if name else "li", name, inside, "")
-            ]
-        )
+        tags = leaf_tags(None if name else "li", name, inside, "")
+        self.tags = iter([(None, None, None, *tag) for tag in tags])
         self.first = ""
         self.walk()
         self.tags, self.text = rest, behind
+
+
+_ITEM = re.compile(rf"<li>(?:(<p>)({PHRASE})</p>|({PHRASE}))</li>")
+_CELL = re.compile(r"<t[dh]>([^<]*)</t[dh]>")
 
 
 def _quick_text(inside: str) -> str | None:
@@ -634,6 +673,9 @@ _ACTIONS = _actions()
 _LEAVES: dict[str, Callable[[Walker, str, str], None]] = {
     "p": Walker.leaf_block,
     "li": Walker.leaf_block,
+    "ol": Walker.leaf_list,
+    "ul": Walker.leaf_list,
+    "table": Walker.leaf_table,
     "td": Walker.leaf_cell,
     "th": Walker.leaf_cell,
     "code": Walker.leaf_code,

@@ -451,9 +451,12 @@ def _item_text(blocks: Sequence[Block], loose: bool) -> str:
     return "".join(parts)
 
 
+LIST_MARKERS = {"ol": (".", ")"), "ul": ("-", "+")}
+
+
 def list_block(items: Sequence[tuple[int, list[Block]]], ordered: bool, previous: Block | None) -> Block:
     """A list of (number, blocks). A list that follows another of its kind takes the other marker."""
-    first, other = (".", ")") if ordered else ("-", "+")
+    first, other = LIST_MARKERS["ol" if ordered else "ul"]
     marker = first
     if previous is not None and previous.kind == "list" and previous.marker == first:
         marker = other
