@@ -27,6 +27,7 @@ from trainer.errors import ConfigError, NotReady
 
 # Words remembered, about 100 bytes each; all are forgotten when there are more, so memory has an end.
 _REMEMBERED = 400_000
+_MET_BITS = 20  # a megabyte
 _NONCHARACTER = "\ufdd0"
 # The pre-tokeniser patterns of GPT-2, GPT-4/LLaMA-3 and Qwen, in none of which a match goes from a visible character
 # on to a blank. Of these only GPT-2's never goes from one on to a line end.
@@ -102,21 +103,27 @@ class ExactCount:
         self._prefix = description.prefix
         self._wall = description.wall
         self._words = _WORDS.get(self._wall or "")
-        self._known: dict[str, int] = {}
+        self._known = _Known(self._tokeniser, self._wall or "")
 
     def measure(self, pieces: Iterable[Piece]) -> list[int]:
-        fixed: list[int] = []  # per piece, what needs no words
-        words: list[list[str]] = []
-        for piece in pieces:
-            mine: list[str] = []
-            fixed.append(self._piece(piece, mine))
-            words.append(mine)
+        totals: list[int] = []
+        rare: list[str] = []
+        owners: list[int] = []
         known = self._known
-        if len(known) > _REMEMBERED:
-            known.clear()
-        self._learn(set().union(*words).difference(known))
+        known.make_room()
         count = known.__getitem__
-        return [base + sum(map(count, mine)) for base, mine in zip(fixed, words, strict=True)]
+        for number, piece in enumerate(pieces):
+            words: list[str] = []
+            total = self._piece(piece, words)
+            totals.append(total + sum(map(count, words)))
+            if known.rare:
+                rare.append("".join(known.rare))
+                owners.append(number)
+                known.rare.clear()
+        encoded = self._tokeniser.encode_batch_fast(rare, add_special_tokens=False) if rare else ()
+        for number, encoding in zip(owners, encoded, strict=True):
+            totals[number] += len(encoding)
+        return totals
 
     def _piece(self, piece: Piece, words: list[str]) -> int:
         """Tokens of the piece beside those of the words that it adds to `words`."""
@@ -149,17 +156,10 @@ class ExactCount:
         return " " + text if wanted and not text.startswith((" ", "\u2581")) else text
 
     def _text(self, text: str, words: list[str]) -> int:
-        if self._words is None or (self._prefix and "\u2581" in text):
+        if self._words is None or "\u2581" in text:
             return len(self._tokeniser.encode(text, add_special_tokens=False).ids)
         words += self._words(text)
         return 0
-
-    def _learn(self, words: set[str]) -> None:
-        new = list(words)
-        for start in range(0, len(new), 4096):
-            batch = new[start : start + 4096]
-            encoded = self._tokeniser.encode_batch_fast(batch, add_special_tokens=False)
-            self._known.update(zip(batch, map(len, encoded), strict=True))
 
     def _crosses(self, run: list[Segment], text: str) -> bool:
         """Whether a token would reach over the border between a question and its answer."""
@@ -174,6 +174,34 @@ class ExactCount:
             if any(start < edge < end for start, end in ids.offsets):
                 return True
         return False
+
+
+class _Known(dict[str, int]):
+    """Tokens of words. Half of all words never come back, so a word is learnt the second time it is met.
+
+    The first time it counts as nothing here and goes to `rare`: rare words of a piece are encoded in one string, which
+    is the sum of its words as every text is, and costs half.
+    """
+
+    def __init__(self, tokeniser: Any, wall: str) -> None:
+        super().__init__()
+        self.rare: list[str] = []
+        self._tokeniser = tokeniser
+        self._wall = wall
+        self._met = bytearray(1 << _MET_BITS)  # by hash: a wrong "yes" costs a little time, never a count
+
+    def __missing__(self, word: str) -> int:
+        place = hash(word) & ((1 << _MET_BITS) - 1)
+        if not self._met[place] and word[0] in self._wall and not word[-1].isspace():
+            self._met[place] = 1
+            self.rare.append(word)
+            return 0
+        count = self[word] = len(self._tokeniser.encode(word, add_special_tokens=False))
+        return count
+
+    def make_room(self) -> None:
+        if len(self) > _REMEMBERED:
+            self.clear()
 
 
 def open_counter(tokeniser: str | None, template: str) -> Counter:
