@@ -156,3 +156,24 @@ def test_the_last_part_says_that_a_file_is_whole(tmp_path: Path) -> None:
     assert parts.complete() == 0 and parts.all_there()
     parts.close(2)
     assert not parts.all_there()
+
+
+def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+    """Left alone, they would wait for work for ever: each holds the others' pipes open."""
+    import os
+
+    import psutil
+
+    make_inputs(tmp_path)
+    command = [sys.executable, "-m", "tests.data.killed", "30", "2", str(tmp_path)]
+    parent = subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True, stderr=subprocess.DEVNULL)
+    parent.wait(60)
+    left = []
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == parent.pid:
+                left.append(process)
+        except (ProcessLookupError, psutil.Error):
+            continue
+    _, alive = psutil.wait_procs(left, timeout=20)
+    assert alive == []
