@@ -164,7 +164,8 @@ def clean(sample: Any, default_id: str, settings: CleanSettings | None = None) -
         if "empty" in settings.filters:
             turns = _cut_at_empty(turns, notes)
         for turn in turns:
-            turn.text.encode()
+            if not turn.text.isascii():
+                turn.text.encode()
     except Refused as refusal:
         return Rejection(refusal.reason, refusal.detail)
     except HtmlRejected as rejected:
@@ -301,10 +302,7 @@ class Look:
         self.turns = conversation.turns
         self.settings = settings
         self.answers = [turn.text for turn in conversation.turns if turn.role == ASSISTANT]
-
-    @property
-    def everything(self) -> str:
-        return "\n".join(turn.text for turn in self.turns)
+        self.everything = "\n".join([turn.text for turn in conversation.turns])
 
 
 def _too_short(look: Look) -> str | None:
@@ -373,7 +371,7 @@ _NUMBERED = re.compile(r"^( *)(\d{1,9})[.)] ", re.MULTILINE)
 
 def _broken_lists(look: Look) -> str | None:
     for number, answer in enumerate(look.answers, 1):
-        if answer.count("1. ") < 3:
+        if answer.count("\n1. ") + answer.count("\n1) ") < 2:
             continue
         items = [match[2] for match in _NUMBERED.finditer(_FENCED.sub("\n", answer)) if not match[1]]
         if len(items) >= 3 and set(items) == {"1"}:

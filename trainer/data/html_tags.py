@@ -54,7 +54,8 @@ _CHAT_CODE = re.compile(
     r'<pre(?: class="[^"<>]*")?><div class="[^"<>]*"><div class="[^"<>]*">'
     r'<span(?: class="[^"<>]*")?>([^<>`\s&]*)</span>'
     r"<button(?: [^<>]*)?>(?:<svg\b[^<>]*>(?:<[^<>]*>)*?</svg>)?Copy code</button></div>"
-    r'<div class="[^"<>]*"><code(?: class="([^"<>]*)")?>([^<]*+(?:</?span(?: class="[^"<>]*")?>[^<]*+)*+)</code></div></div></pre>',
+    r'<div class="[^"<>]*"><code(?: class="([^"<>]*)")?>'
+    r'([^<]*+(?:</?span(?: class="[^"<>]*")?>[^<]*+)*+)</code></div></div></pre>'
 )
 _SPAN = re.compile(r'</?span(?: class="[^"<>]*")?>')
 STAND_IN = "<pre vlaunch-code="
@@ -74,18 +75,12 @@ _LANGUAGE = re.compile(r"(?:^|\s)(?:language-|lang-|highlight-source-|brush:\s*)
 
 
 def cut(html: str) -> tuple[list[Any], list[Block]]:
-    from selectolax.lexbor import LexborHTMLParser
-
     if len(html) > LONGEST:
         raise HtmlRejected(f"{len(html):,} characters in one message, the most is {LONGEST:,}")
-    if html.count("<") > _MANY_TAGS:
-        _check_formatting(html)
     if "\r" in html:
         html = html.replace("\r\n", "\n").replace("\r", "\n")
     if "\0" in html:
         html = html.replace("\0", "\ufffd")
-    if "<script" in html:
-        html = _TEX_SCRIPT.sub(_tex_script, html)
     blocks: list[Block] = []
     if "Copy code" in html and STAND_IN not in html:
         html = _CHAT_CODE.sub(lambda match: _chat_code(match, blocks), html)
@@ -93,6 +88,12 @@ def cut(html: str) -> tuple[list[Any], list[Block]]:
         tokens = _TAG.split(html)
         if _is_settled(tokens):
             return tokens, blocks
+    from selectolax.lexbor import LexborHTMLParser
+
+    if html.count("<") > _MANY_TAGS:
+        _check_formatting(html)
+    if "<script" in html:
+        html = _TEX_SCRIPT.sub(_tex_script, html)
     body = LexborHTMLParser("<body>" + html).body
     written = body.html if body is not None else None
     if written is None:
@@ -137,7 +138,7 @@ def _is_settled(tokens: list[Any]) -> bool:
         return False
     rest = iter(tokens)
     next(rest)
-    for item, leaf, inside, name, attributes, text in zip(rest, rest, rest, rest, rest, rest, strict=True):
+    for _, leaf, inside, name, attributes, text in zip(rest, rest, rest, rest, rest, rest, strict=True):
         if inside is not None:
             if (leaf or "li") not in holds:
                 return False
@@ -204,6 +205,7 @@ def plain_text(written: str) -> str:
 
 
 # --- tags -------------------------------------------------------------------------------------
+
 
 def leaf_tags(item: str | None, name: str | None, inside: str, behind: str) -> list[Tag]:
     """A leaf cut into its tags."""

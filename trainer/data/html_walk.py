@@ -514,7 +514,9 @@ class Walker:
         if text is None:
             self.long_way(name, inside)
         elif name == "p":
-            if text:
+            if text and frame.kind != "table":
+                frame.blocks.append(Block("p", text))
+            elif text:
                 self.add(Block("p", text))
         else:
             frame.items.append((frame.number, [Block("text" if name else "p", text)] if text else []))
@@ -537,7 +539,9 @@ class Walker:
         loose = "\n\n" if any(p and text for (p, _, _), text in zip(items, texts, strict=True)) else "\n"
         previous = frame.blocks[-1] if frame.blocks else None
         first, other = LIST_MARKERS[name]
-        marker = other if previous is not None and previous.kind == "list" and previous.marker == first else first
+        marker = (
+            other if previous is not None and previous.kind == "list" and previous.marker == first else first
+        )
         if name == "ol":
             lines = [f"{number}{marker} {text}" if text else f"{number}{marker}" for number, text in numbered]
         else:
@@ -556,6 +560,16 @@ class Walker:
             cells = [plain_paragraph(plain_text(cell)) for cell in _CELL.findall(row)]
             rows.append([cell.replace("|", "\\|") if "|" in cell else cell for cell in cells])
         self.add(Block("table", table_block(rows, ())))
+
+    def leaf_heading(self, name: str, inside: str) -> None:
+        text = None if self.pre_wrap or self.opened or self.frame.kind == "list" else _quick_text(inside)
+        if text is None or "#" in text:
+            self.long_way(name, inside)
+            return
+        if self.parts:
+            self.flush()
+        if text:
+            self.add(Block("heading", f"{'#' * int(name[1])} {text}"))
 
     def leaf_cell(self, name: str, inside: str) -> None:
         frame = self.frame
@@ -606,15 +620,13 @@ def _quick_text(inside: str) -> str | None:
     plain = _PLAIN_INSIDE.match(inside)
     if plain is None or plain.end() != len(inside) or "  " in inside:
         return None
-    text = (
-        inside.replace("<code>", "`")
-        .replace("</code>", "`")
-        .replace("<strong>", "**")
-        .replace("</strong>", "**")
-        .replace("<em>", "*")
-        .replace("</em>", "*")
-        .strip(" ")
-    )
+    text = inside.strip(" ")
+    if "<code>" in text:
+        text = text.replace("<code>", "`").replace("</code>", "`")
+    if "<strong>" in text:
+        text = text.replace("<strong>", "**").replace("</strong>", "**")
+    if "<em>" in text:
+        text = text.replace("<em>", "*").replace("</em>", "*")
     return guard_lines(text) if text[:1] in LINE_STARTS else text
 
 
@@ -680,5 +692,5 @@ _LEAVES: dict[str, Callable[[Walker, str, str], None]] = {
     "th": Walker.leaf_cell,
     "code": Walker.leaf_code,
     **{name: Walker.leaf_mark for name in ("strong", "b", "em", "i")},
-    **{f"h{level}": Walker.long_way for level in range(1, 7)},
+    **{f"h{level}": Walker.leaf_heading for level in range(1, 7)},
 }

@@ -123,7 +123,7 @@ def _simple_paragraph(pieces: Sequence[str | Piece]) -> str | None:
     out: list[str] = []
     literal: list[str] = []
     outside = " "  # the character before the next piece
-    opening = closing = False
+    opening = closing = linked = False
     for piece in pieces:
         if isinstance(piece, str):
             if not piece:
@@ -138,8 +138,14 @@ def _simple_paragraph(pieces: Sequence[str | Piece]) -> str | None:
             outside = piece[-1]
             literal.append(piece)
             out.append(piece)
+        elif piece.text == "[":
+            if opening or closing or outside == "!":
+                return None
+            linked = True
+            outside = "["
+            out.append("[" if piece.kind == "open" else f"]({piece.target})")
         elif piece.kind == "open":
-            if opening or closing or outside != " " or piece.text == "[":
+            if opening or closing or outside != " ":
                 return None
             opening = True
             out.append(piece.text)
@@ -156,6 +162,8 @@ def _simple_paragraph(pieces: Sequence[str | Piece]) -> str | None:
             return None
     text = "".join(out).strip(" ")
     plain = "".join(literal)
+    if linked and ("[" in plain or "]" in plain or "[]" in text or "[ " in text or " ](" in text):
+        return None
     if not text or "\t" in plain or "\f" in plain or (_special(plain) and _RISK.search(plain)):
         return None
     return guard_lines(text) if text[0] in LINE_STARTS else text
