@@ -177,3 +177,28 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
             continue
     _, alive = psutil.wait_procs(left, timeout=20)
     assert alive == []
+
+
+def test_shares_at_the_same_time_agree_on_the_end(tmp_path: Path, reference: dict[str, bytes]) -> None:
+    """Three processes in one folder; one or more of them find all parts there and write the output."""
+    make_inputs(tmp_path)
+    script = (
+        "import sys; from dataclasses import replace; from pathlib import Path\n"
+        "from tests.data.jobs import whole_job; from trainer.data.pipeline import prepare\n"
+        "done = prepare(replace(whole_job(Path(sys.argv[1])), shard=(int(sys.argv[2]), 3)), 1)\n"
+        "print('done' if done else 'waiting')"
+    )
+    shares = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path), str(index)],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(3)
+    ]
+    said = [share.communicate(timeout=60)[0].strip() for share in shares]
+    assert [share.returncode for share in shares] == [0, 0, 0]
+    assert "done" in said
+    prepare(whole_job(tmp_path), 1)
+    assert _without_keys(outcome(tmp_path)) == reference

@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -114,12 +115,16 @@ class LineWriter(Protocol):
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[LineWriter]:
-    """Writes samples to `path`, which appears complete or not at all."""
+def writing(path: Path, scratch: Path | None = None) -> Iterator[LineWriter]:
+    """Writes samples to `path`, which appears complete or not at all.
+
+    scratch: a folder for the unfinished file, if it is on the same disk; what a kill leaves there goes with it.
+    """
     check_output(path)
     container, compression = split_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    folder = scratch if scratch and scratch.stat().st_dev == path.parent.stat().st_dev else path.parent
+    temporary = folder / temporary_name(path)
     try:
         with temporary.open("wb") as file:
             if container == ".parquet":
@@ -134,6 +139,11 @@ def writing(path: Path) -> Iterator[LineWriter]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def temporary_name(path: Path) -> str:
+    """Not the process id: on a shared disk, two machines may have the same."""
+    return f".{path.name}.{secrets.token_hex(4)}.tmp"
 
 
 def file_hash(path: Path, moved: Callable[[int], None] | None = None) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.data.forms import temporary_name
 from trainer.data.steps import Account, Kept, Outcome
 from trainer.errors import CorruptObject
 
@@ -84,13 +85,17 @@ class FileParts:
         write_whole(self.path(chunk), _encode(outcome, minhash))
 
     def paths(self) -> Iterator[Path]:
-        yield from (self.path(chunk) for chunk in range(self.complete() or 0))
+        """In order. Raises FileNotFoundError where they are gone: another share has finished with them."""
+        chunks = self.complete()
+        if chunks is None:
+            raise FileNotFoundError(self.folder / _COMPLETE)
+        yield from (self.path(chunk) for chunk in range(chunks))
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Atomic for readers: the name holds all of it or what it held before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(temporary_name(path))
     temporary.write_bytes(data)
     os.replace(temporary, path)
 

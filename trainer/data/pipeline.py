@@ -97,12 +97,19 @@ def prepare(job: Job, workers: int = 1, watch: Watcher = lambda _: None) -> Mani
     _check(job)
     inputs = _inputs(job, watch)
     key = _key(*(each.parts.folder.name for each in inputs), job.output.name)
-    if (done := finished(job, key)) is not None:
-        return done
-    _map(job, inputs, workers, watch)
-    if not all(each.parts.all_there() for each in inputs):
-        return None
-    manifest = reduce_parts(job, inputs, key, watch)
+    manifest = finished(job, key)
+    if manifest is None:
+        try:
+            _map(job, inputs, workers, watch)
+            manifest = finished(job, key)
+            if manifest is None and not all(each.parts.all_there() for each in inputs):
+                return None
+            manifest = manifest or reduce_parts(job, inputs, key)
+        except FileNotFoundError:
+            # Shares in one folder: another came to the end a moment earlier, and has cleared the parts away.
+            manifest = finished(job, key)
+            if manifest is None:
+                raise
     shutil.rmtree(job.work, ignore_errors=True)
     return manifest
 

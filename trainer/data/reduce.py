@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.data import manifest as manifests
 from trainer.data.dedupe import REASONS, Decisions, decide
-from trainer.data.forms import LineWriter, encoder, file_hash, writing
+from trainer.data.forms import LineWriter, encoder, file_hash, temporary_name, writing
 from trainer.data.parts import Signatures, read_signatures, read_text, write_whole
 from trainer.data.signatures import PERMUTATIONS, text_hash
 from trainer.data.steps import Account, Drop, rejected_line
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from trainer.data.pipeline import Input, Job, Watcher
+    from trainer.data.pipeline import Input, Job
 
 _PART_SUFFIX = re.compile(r"(-part\d+)?\Z")
 
@@ -64,7 +64,7 @@ class Written:
     rejected: int = 0
 
 
-def reduce_parts(job: Job, inputs: Sequence[Input], key: str, watch: Watcher) -> manifests.Manifest:
+def reduce_parts(job: Job, inputs: Sequence[Input], key: str) -> manifests.Manifest:
     """Writes the output, the rejected samples and, last, the manifest."""
     import numpy as np
 
@@ -91,7 +91,7 @@ def _collect(job: Job, inputs: Sequence[Input]) -> Collected:
     near = job.settings.dedupe is not None and job.settings.dedupe.near is not None
     with ExitStack() as stack:
         if near:
-            found.minhash = job.work / f"{key_of(inputs)}.minhash"
+            found.minhash = job.work / temporary_name(Path("minhash"))
             rows = stack.enter_context(found.minhash.open("wb"))
         for each in inputs:
             account = Account()
@@ -108,10 +108,6 @@ def _collect(job: Job, inputs: Sequence[Input]) -> Collected:
             found.per_file.append(account)
     found.language_names = list(names)
     return found
-
-
-def key_of(inputs: Sequence[Input]) -> str:
-    return inputs[0].parts.folder.name
 
 
 def _codes(part: Signatures, names: dict[str, int]) -> NDArray[np.uint8]:
@@ -157,8 +153,8 @@ def _write(job: Job, inputs: Sequence[Input], decisions: Decisions, copies: NDAr
     winners = _winners(inputs, decisions) if job.rejected else {}
     at = 0
     with ExitStack() as stack:
-        write = stack.enter_context(writing(job.output))
-        reject = stack.enter_context(writing(job.rejected)) if job.rejected else None
+        write = stack.enter_context(writing(job.output, job.work))
+        reject = stack.enter_context(writing(job.rejected, job.work)) if job.rejected else None
         for path in _part_paths(inputs):
             text = read_text(path)
             here = slice(at, at + len(text.lines))
