@@ -129,11 +129,29 @@ def compare(
             costs.setdefault(f"fastchat {name}", []).append(measure(command))
         for name, command in ours.items():
             for path in folder.glob("ours-*"):
+                if path.name == "ours-split.jsonl":
+                    path.replace(folder / "kept-split.jsonl")
+                    continue
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             costs.setdefault(f"vlaunch {name}", []).append(measure(command))
     sizes = {name: len(json.loads(path.read_bytes())) for name, path in inputs(raw, folder).items()}
     report(costs, sizes, count)
+    for name, path in {"fastchat": folder / "s.json", "vlaunch": folder / "kept-split.jsonl"}.items():
+        before, after = rounds(folder / "l.json"), rounds(path)
+        print(f"{name} split: {before:,} rounds in, {after:,} out, {before - after:,} lost", flush=True)
     return max(cost.peak_mb for cost in costs["vlaunch prepare"])
+
+
+def rounds(path: Path) -> int:
+    """Answers that are in a file."""
+    from trainer.data.json_stream import read_lines
+
+    samples = (
+        json.loads(path.read_bytes())
+        if path.suffix == ".json"
+        else [sample.value for sample in read_lines(path, iter([path.read_bytes()]))]
+    )
+    return sum(turn["from"] == "gpt" for sample in samples for turn in sample["conversations"])
 
 
 def inputs(raw: Path, folder: Path) -> dict[str, Path]:

@@ -278,10 +278,19 @@ def _wall(tree: dict[str, Any]) -> str | None:
     if model["type"] != "BPE" or model.get("ignore_merges") or kinds not in ([], ["Metaspace"]):
         return None
     # SentencePiece's BPE sees the whole text as one word: its vocabulary alone says what can be joined.
-    merged = ["".join(m) if isinstance(m, list) else m.replace(" ", "") for m in model["merges"]]
-    if any(re.search("[^\\s\u2581]\u2581|\n[^\\s\u2581]", token) for token in merged):
+    merged = _merged(model)
+    if re.search("[^\\s\u2581\0]\u2581|\n[^\\s\u2581\0]", merged):
         return None
-    return " " if any(re.search("[^\\s\u2581]\n", token) for token in merged) else " \n"
+    return " " if re.search("[^\\s\u2581\0]\n", merged) else " \n"
+
+
+def _merged(model: dict[str, Any]) -> str:
+    """What the merges of a BPE make, each after a NUL: one text to search instead of 100,000."""
+    merges = model.get("merges") or ()
+    return (
+        "".join(f"\0{m[0]}{m[1]}" if isinstance(m, list) else "\0" + m.replace(" ", "") for m in merges)
+        + "\0"
+    )
 
 
 def _steps(part: Any) -> list[Any]:
@@ -308,7 +317,8 @@ def _make_unspellable(tree: dict[str, Any]) -> None:
         model["vocab"] = [[names.get(token, token), score] for token, score in model["vocab"]]
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]
-    if model.get("merges"):
+    merged = _merged(model)
+    if any(name in merged for name in names):
         pairs = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
         model["merges"] = [pair for pair in pairs if not names.keys() & {*pair, "".join(pair)}]
 
