@@ -124,7 +124,7 @@ def compare(
     # The steps alone get the very files that FastChat's steps get.
     ours = own_steps(raw, folder, tokeniser)
     costs: dict[str, list[Cost]] = {}
-    for _ in range(asked.repeat):
+    for _ in range(asked.repeat if count < 10_000 else 1):
         for name, command in ({} if asked.ours_only else fastchat).items():
             costs.setdefault(f"fastchat {name}", []).append(measure(command))
         for name, command in ours.items():
