@@ -179,6 +179,21 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     assert alive == []
 
 
+def test_with_as_many_files_as_shares_each_reads_its_own_only(
+    tmp_path: Path, reference: dict[str, bytes]
+) -> None:
+    from dataclasses import replace
+
+    make_inputs(tmp_path)
+    job = whole_job(tmp_path)
+    seen: list[Progress] = []
+    assert prepare(replace(job, shard=(1, 2)), 1, seen.append) is None
+    assert seen[-1].samples == 400
+    assert prepare(replace(job, shard=(0, 2)), 1, seen.append) is not None
+    assert seen[-1].samples == 500
+    assert _without_keys(outcome(tmp_path)) == reference
+
+
 def test_shares_at_the_same_time_agree_on_the_end(tmp_path: Path, reference: dict[str, bytes]) -> None:
     """Three processes in one folder; one or more of them find all parts there and write the output."""
     make_inputs(tmp_path)

@@ -7,8 +7,9 @@ ordered pass over the parts' signatures decides on duplicates, a second writes w
 the work folder goes. Nothing depends on which worker did what or when, so neither do the bytes. A rerun after a
 kill takes up the parts that are there; with a manifest that matches there is nothing left to do.
 
-Sharing out: `shard` (I, N) makes only the chunks numbered I modulo N, counted over all files. Whoever finds all
-parts there goes on to the reduce: the last shard to finish, on any machine that sees the same folder.
+Sharing out: `shard` (I, N) makes whole files, every N-th, where there are N or more, and else every N-th chunk (for
+which each machine reads all of the file). Whoever finds all parts there goes on to the reduce: the last shard to
+finish, on any machine that sees the same folder.
 
 Memory: a few chunks per worker, and of the whole corpus the signatures (dedupe.py).
 """
@@ -212,8 +213,9 @@ def _tasks(job: Job, inputs: Sequence[Input]) -> Iterator[tuple[Task | None, int
     """The chunks still to be made, each with the bytes of input read so far; None for one that is not ours."""
     index, count = job.shard
     before = seen = 0
-    for each in inputs:
-        if each.parts.all_there():
+    by_file = len(inputs) >= count
+    for place, each in enumerate(inputs):
+        if each.parts.all_there() or (by_file and place % count != index):
             before += each.size
             seen += each.parts.complete() or 0
             continue
@@ -226,7 +228,7 @@ def _tasks(job: Job, inputs: Sequence[Input]) -> Iterator[tuple[Task | None, int
         number = -1
         for chunk in read_chunks(each.path, moved):
             number = chunk.number
-            ours = seen % count == index and not each.parts.has(number)
+            ours = (by_file or seen % count == index) and not each.parts.has(number)
             seen += 1
             task = Task(chunk, each.name, file_stem(each.path), each.parts, job.settings) if ours else None
             yield task, before + at
