@@ -202,3 +202,29 @@ def test_shares_wait_for_the_last_one(vlaunch: Vlaunch, tmp_path: Path, raw: Pat
     first = vlaunch(*line, "--shard", "0/2")
     assert first.json["complete"] is False and "wait" in first.err
     assert vlaunch(*line, "--shard", "1/2").json["complete"] is True
+
+
+def test_the_remote_task_runs_the_same_pipeline_over_its_bucket(vlaunch: Vlaunch, tmp_path: Path) -> None:
+    """The script of task_templates/data.yaml itself, on two nodes one after another, with a folder as the bucket."""
+    import yaml
+
+    from task_templates import load
+
+    task = yaml.safe_load(load("data"))
+    bucket = tmp_path / "bucket"
+    (bucket / "raw").mkdir(parents=True)
+    for name, samples in (("a", corpora.raw_samples(60)), ("b", corpora.raw_samples(60, seed=2))):
+        corpora.write_lines(bucket / "raw" / f"{name}.jsonl.zst", samples)
+    (script,) = {task["run"].replace("/bucket", str(bucket))}
+    assert set(task["file_mounts"]) == {"/bucket"} and str(bucket) in script
+    where = str(Path(sys.executable).parent)
+    for rank in ("1", "0"):
+        nodes = {"SKYPILOT_NODE_RANK": rank, "SKYPILOT_NUM_NODES": "2", "DATA_OPTIONS": "--max-length 300"}
+        environment = {**os.environ, **task["envs"], **nodes, "PATH": f"{where}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            ["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+    inputs = [bucket / "raw" / f"{name}.jsonl.zst" for name in "ab"]
+    vlaunch("data", "prepare", *inputs, "--to", tmp_path / "here.jsonl", "--max-length", 300)
+    assert (bucket / "clean/train.jsonl").read_bytes() == (tmp_path / "here.jsonl").read_bytes()
