@@ -290,9 +290,40 @@ def test_ten_thousand_nested_lists_or_quotes_are_rejected(tag: str) -> None:
         to_markdown(f"<{tag}>" * 10_000 + "deep")
 
 
+def test_a_tree_too_deep_to_parse_in_time_is_rejected() -> None:
+    with pytest.raises(HtmlRejected, match="more than 10,000 elements"):
+        to_markdown("<div>" * 20_000)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<p>" + "<a" * 50_000,
+        "<p>" + '<a "' * 50_000,
+        "<p>" + '<a b"c>x' * 20_000,
+        "<p><pre" * 50_000,
+        "<p>" + "<script type='math/tex'>" * 400,
+    ],
+    ids=[
+        "tags that never end",
+        "quotes that never end",
+        "names with quotes",
+        "code that never ends",
+        "scripts that never end",
+    ],
+)
+def test_what_never_ends_takes_no_time_out_of_proportion(page: str) -> None:
+    # Without limits each of these takes minutes; the test would be seen to hang.
+    looks_like_html(page)
+    try:
+        to_markdown(page)
+    except HtmlRejected:
+        pass
+
+
 def test_formatting_that_would_multiply_is_rejected() -> None:
     bomb = "".join(f"<b id={number}>" for number in range(2000)) + "<p>x" * 2000
-    with pytest.raises(HtmlRejected, match="open at once"):
+    with pytest.raises(HtmlRejected, match="formatting elements are open at once"):
         to_markdown(bomb)
 
 

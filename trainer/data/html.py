@@ -43,7 +43,15 @@ def looks_like_html(text: str) -> bool:
         return True
     if f"</{start[1]}>" not in text:
         return False
-    return _SOURCE.search(re.sub(r"<pre\b.*?</pre>", "", text, flags=re.DOTALL)) is None
+    return _SOURCE.search(_without_code(text)) is None
+
+
+def _without_code(text: str) -> str:
+    kept, at = [], 0
+    while (start := text.find("<pre", at)) >= 0 and (end := text.find("</pre>", start)) >= 0:
+        kept.append(text[at:start])
+        at = end
+    return "".join((*kept, text[at:])) if kept else text
 
 
 def to_markdown(html: str) -> str:

@@ -21,9 +21,10 @@ from trainer.data.mathml import Tag
 DEEPEST = 100
 # lexbor needs about 10 bytes for each byte of HTML: 16 MiB stays far under what a worker may take.
 LONGEST = 16 * 2**20
-# Open formatting elements are opened again in every paragraph that follows (HTML 13.2.4.3), so
-# n of them before n paragraphs make n * n nodes. Counted only in messages with that many tags.
-_MANY_TAGS, _MOST_FORMATTING = 1500, 50
+# Looked at only in messages with more tags than this. Time to parse grows with the square of the depth (0.1 s for
+# 10,000). Open formatting elements are opened again in every paragraph that follows (HTML 13.2.4.3), so n of them
+# before n paragraphs make n * n elements; 300,000 take about 2 s and 100 MB.
+_MANY_TAGS, _DEEPEST_TREE, _MOST_NODES = 500, 10_000, 300_000
 
 
 class HtmlRejected(ValueError):
@@ -39,13 +40,17 @@ class HtmlRejected(ValueError):
 # behind). Any other tag: (None, None, None, name with "/", attributes, text behind).
 PHRASE = r"(?:[^<]++|<(?:code>[^<]*+</code>|strong>[^<]*+</strong>|em>[^<]*+</em>))*+"
 _CELLS = r"<tr>(?:<t[dh]>[^<]*+</t[dh]>)++</tr>"
-_TAG = re.compile(
+_LEAF = (
     r"<(?:(?:(li)><p>|(p|li|ol|ul|table|td|th|code|strong|em|b|i|h[1-6])>)"
     rf"({PHRASE}|(?:\s*+<li>(?:<p>{PHRASE}</p>|{PHRASE})</li>)++\s*+"
     rf"|<thead>{_CELLS}</thead><tbody>(?:{_CELLS})++</tbody>)</(?(1)p></li|\2)>"
-    r'|(/?[a-z][^\s/>"]*)((?:[^>"]+|"[^"]*")*)>)'
 )
-_ANY_TAG = re.compile(r'<(/?[a-z][^\s/>"]*)((?:[^>"]+|"[^"]*")*)>')
+# Attributes as a page writes them: a tag that is never closed is given up at the next "<".
+_PAGE_TAG = re.compile(_LEAF + r'|(/?[a-z][^\s/<>"]*)((?:[^<>"]++|"[^"<>]*+")*+)>)')
+# As lexbor writes them: values may hold "<" and ">". The limit is for names of attributes that hold quotation marks.
+_WRITTEN = r'(/?[a-z][^\s/<>"]*)((?:[^>"]++|"[^"]*+"){0,200}+)>'
+_WRITTEN_TAG = re.compile(_LEAF + "|" + _WRITTEN + ")")
+_ANY_TAG = re.compile("<" + _WRITTEN)
 _HELD = {"ol": "<li>", "ul": "<li>", "table": "<thead>"}
 # The code block of ChatGPT's page: a bar with the language and a button, then the code in spans.
 # Most of a message's tags are in these. They are taken out before lexbor sees it, if they hold
@@ -53,7 +58,7 @@ _HELD = {"ol": "<li>", "ul": "<li>", "table": "<thead>"}
 _CHAT_CODE = re.compile(
     r'<pre(?: class="[^"<>]*")?><div class="[^"<>]*"><div class="[^"<>]*">'
     r'<span(?: class="[^"<>]*")?>([^<>`\s&]*)</span>'
-    r"<button(?: [^<>]*)?>(?:<svg\b[^<>]*>(?:<[^<>]*>)*?</svg>)?Copy code</button></div>"
+    r"<button(?: [^<>]*)?>(?:<svg\b[^<>]*>(?:<[^<>]*>){1,40}?</svg>)?Copy code</button></div>"
     r'<div class="[^"<>]*"><code(?: class="([^"<>]*)")?>'
     r'([^<]*+(?:</?span(?: class="[^"<>]*")?>[^<]*+)*+)</code></div></div></pre>'
 )
@@ -67,8 +72,11 @@ _RAW_TEXT = re.compile(
 )
 _RAW_NAMES = frozenset(("script", "style", "iframe", "noembed", "noframes", "xmp", "template", "title"))
 _TEX_SCRIPT = re.compile(r"<script\b[^>]*\btype=[\"']math/tex([^\"']*)[\"'][^>]*>(.*?)</script>", re.DOTALL)
-_FORMATTING = re.compile(
-    r"<(/?)(a|b|big|code|em|font|i|nobr|s|small|strike|strong|tt|u)[\s>/]", re.IGNORECASE
+_TAG_NAME = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9]*)")
+_FORMATTING = frozenset("a b big code em font i nobr s small strike strong tt u".split())
+_NEVER_CLOSED = frozenset(
+    "area base br col embed hr img input link meta param path rect source track wbr "
+    "p li td th tr thead tbody dd dt option".split()
 )
 _ATTRIBUTE = re.compile(r'([^\s"=]+)="([^"]*)"')
 _LANGUAGE = re.compile(r"(?:^|\s)(?:language-|lang-|highlight-source-|brush:\s*)([^\s`\"&<>]+)")
@@ -85,14 +93,14 @@ def cut(html: str) -> tuple[list[Any], list[Block]]:
     if "Copy code" in html and STAND_IN not in html:
         html = _CHAT_CODE.sub(lambda match: _chat_code(match, blocks), html)
     if not _ODD_ENTITY.search(html):
-        tokens = _TAG.split(html)
+        tokens = _PAGE_TAG.split(html)
         if _is_settled(tokens):
             return tokens, blocks
     from selectolax.lexbor import LexborHTMLParser
 
     if html.count("<") > _MANY_TAGS:
-        _check_formatting(html)
-    if "<script" in html:
+        _check_nesting(html)
+    if 0 < html.count("<script") < _MANY_TAGS:
         html = _TEX_SCRIPT.sub(_tex_script, html)
     body = LexborHTMLParser("<body>" + html).body
     written = body.html if body is not None else None
@@ -100,9 +108,9 @@ def cut(html: str) -> tuple[list[Any], list[Block]]:
         raise HtmlRejected("it has no body")
     if "<!--" in written:
         written = _RAW_TEXT.sub("", written)
-    tokens = _TAG.split(written)
+    tokens = _WRITTEN_TAG.split(written)
     if not _RAW_NAMES.isdisjoint(tokens[4::6]):
-        tokens = _TAG.split(_RAW_TEXT.sub("", written))
+        tokens = _WRITTEN_TAG.split(_RAW_TEXT.sub("", written))
     return tokens, blocks
 
 
@@ -176,13 +184,22 @@ def _chat_code(match: re.Match[str], blocks: list[Block]) -> str:
     return f'{STAND_IN}"{len(blocks) - 1}"></pre>'
 
 
-def _check_formatting(html: str) -> None:
+def _check_nesting(html: str) -> None:
+    """Raises HtmlRejected for HTML that takes a parser time or memory out of proportion to its size."""
+    depth = tags = most = 0
     opened: Counter[str] = Counter()
-    for slash, name in _FORMATTING.findall(html):
-        name = name.lower()
-        opened[name] = max(0, opened[name] - 1) if slash else opened[name] + 1
-        if opened[name] > _MOST_FORMATTING:
-            raise HtmlRejected(f"more than {_MOST_FORMATTING} <{name}> are open at once")
+    for slash, name in _TAG_NAME.findall(html):
+        tags += 1
+        if name in _NEVER_CLOSED:
+            continue
+        depth = max(0, depth - 1) if slash else depth + 1
+        if depth > _DEEPEST_TREE:
+            raise HtmlRejected(f"more than {_DEEPEST_TREE:,} elements are open at once")
+        if name in _FORMATTING:
+            opened[name] = max(0, opened[name] - 1) if slash else opened[name] + 1
+            most = max(most, opened.total())
+    if most * tags > _MOST_NODES:
+        raise HtmlRejected(f"{most} formatting elements are open at once, among {tags:,} tags")
 
 
 def _tex_script(match: re.Match[str]) -> str:

@@ -63,6 +63,7 @@ _RISK = re.compile(
     """,
     re.VERBOSE | re.MULTILINE,
 )
+_MARKUP = re.compile(r"[\\`*_<&\[~]")
 _ANY_MARKUP = re.compile(r"[\\`*_<>&\[\]~]")
 LINE_STARTS = frozenset("#>-+*0123456789=_:|~")
 _LINE_START = re.compile(
@@ -85,7 +86,7 @@ def plain_paragraph(text: str) -> str:
     text = text.strip(" ")
     if not text:
         return ""
-    if _special(text) and _RISK.search(text):
+    if _special(text) and _risky(text):
         return _escaped([text])
     return guard_lines(text) if text[0] in LINE_STARTS else text
 
@@ -102,6 +103,11 @@ def _special(text: str) -> bool:
         or "\\" in text
         or "~" in text
     )
+
+
+def _risky(text: str) -> bool:
+    # One class of characters is searched five times as fast as nine alternatives.
+    return any(_RISK.match(text, found.start()) for found in _MARKUP.finditer(text))
 
 
 def paragraph(pieces: Sequence[str | Piece]) -> str:
@@ -143,6 +149,7 @@ def _simple_paragraph(pieces: Sequence[str | Piece]) -> str | None:
                 return None
             linked = True
             outside = "["
+            literal.append("\0")
             out.append("[" if piece.kind == "open" else f"]({piece.target})")
         elif piece.kind == "open":
             if opening or closing or outside != " ":
@@ -164,13 +171,13 @@ def _simple_paragraph(pieces: Sequence[str | Piece]) -> str | None:
     plain = "".join(literal)
     if linked and ("[" in plain or "]" in plain or "[]" in text or "[ " in text or " ](" in text):
         return None
-    if not text or "\t" in plain or "\f" in plain or (_special(plain) and _RISK.search(plain)):
+    if not text or "\t" in plain or "\f" in plain or (_special(plain) and _risky(plain)):
         return None
     return guard_lines(text) if text[0] in LINE_STARTS else text
 
 
 def _needs_care(pieces: Sequence[str | Piece], literal: str) -> bool:
-    if _special(literal) and _RISK.search(literal):
+    if _special(literal) and _risky(literal):
         return True
     marked = False
     for index, piece in enumerate(pieces):
@@ -516,4 +523,7 @@ def cell_text(blocks: Sequence[Block]) -> str:
             parts.extend(code_span(line) if line.strip() else "" for line in lines)
         else:
             parts.extend(line.strip(" ") for line in block.text.split("\n") if line.strip(" "))
-    return "<br>".join(parts).replace("|", "\\|")
+    text = "<br>".join(parts)
+    if "\\<br>" in text:  # a backslash at the end of a line, which is one only there
+        text = re.sub(r"(?<!\\)((?:\\\\)*)\\<br>", r"\1\\\\<br>", text)
+    return text.replace("|", "\\|")
