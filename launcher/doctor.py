@@ -29,7 +29,16 @@ LEAST_DISK = GIB
 PACKAGES: dict[str, tuple[str, ...]] = {
     "": ("click", "pydantic", "pyyaml", "rich"),
     "train": ("torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2"),
-    "data": ("pyarrow", "zstandard", "matplotlib"),
+    "data": (
+        "pyarrow",
+        "zstandard",
+        "matplotlib",
+        "orjson",
+        "selectolax",
+        "markdown-it-py",
+        "lingua-language-detector",
+        "rensa",
+    ),
     "sky": ("skypilot",),
     "wandb": ("wandb",),
 }

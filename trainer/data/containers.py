@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,17 +53,28 @@ def inspect_file(path: Path) -> Container:
     return Container(_kind(path, start, line=head.count(b"\n", 0, len(head) - len(start)) + 1), compression)
 
 
-def read_samples(path: Path, container: Container) -> Iterator[Sample]:
-    """The samples in file order. Raises DataError where the file is broken."""
+def read_samples(
+    path: Path,
+    container: Container,
+    *,
+    largest: int | None = None,
+    moved: Callable[[int], None] | None = None,
+) -> Iterator[Sample]:
+    """The samples in file order. Raises DataError where the file is broken.
+
+    largest: bytes of a line; a longer one is passed over in bounded memory and comes as `Unreadable`. In a JSON
+        array a larger sample is a DataError, as its end cannot be found without reading it.
+    moved: told how many bytes of the file have been read.
+    """
     if container.kind == "empty":
         return
     with _reading(path):
         if container.kind == "parquet":
-            yield from _read_parquet(path, container.compression)
+            yield from _read_parquet(path, container.compression, moved)
         elif container.kind == "jsonl":
-            yield from read_lines(path, _chunks(path, container.compression))
+            yield from read_lines(path, _chunks(path, container.compression, moved), largest)
         else:
-            yield from read_values(path, _chunks(path, container.compression))
+            yield from read_values(path, _chunks(path, container.compression, moved), largest)
 
 
 def _kind(path: Path, start: bytes, line: int) -> str:
@@ -90,14 +101,14 @@ def _compression(magic: bytes) -> str:
     return "zstd" if magic == b"\x28\xb5\x2f\xfd" else ""
 
 
-def _chunks(path: Path, compression: str) -> Iterator[bytes]:
+def _chunks(path: Path, compression: str, moved: Callable[[int], None] | None = None) -> Iterator[bytes]:
     with path.open("rb") as file:
-        if compression == "zstd":
-            yield from _unzstd(path, file)
-            return
         source = gzip.GzipFile(fileobj=file) if compression == "gzip" else file
-        while chunk := source.read(_CHUNK):
+        plain = iter(lambda: source.read(_CHUNK), b"")
+        for chunk in _unzstd(path, file) if compression == "zstd" else plain:
             yield chunk
+            if moved:
+                moved(file.tell())
 
 
 def _unzstd(path: Path, file: BinaryIO) -> Iterator[bytes]:
@@ -133,7 +144,9 @@ def _reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be read: {reason}", hint=hint) from error
 
 
-def _read_parquet(path: Path, compression: str) -> Iterator[Sample]:
+def _read_parquet(
+    path: Path, compression: str, moved: Callable[[int], None] | None = None
+) -> Iterator[Sample]:
     if compression:
         unpack = "gunzip" if compression == "gzip" else "unzstd"
         raise DataError(
@@ -149,11 +162,13 @@ def _read_parquet(path: Path, compression: str) -> Iterator[Sample]:
         with pq.ParquetFile(path) as file:
             names = list(file.schema_arrow.names)
             columns = [name for name in names if name in _PARQUET_COLUMNS] or names
-            row = 0
+            row, rows, size = 0, file.metadata.num_rows, path.stat().st_size
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
                 for value in batch.to_pylist():
                     row += 1
                     yield Sample(f"row {row}", value)
+                if moved:
+                    moved(size * row // (rows or 1))
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: the Parquet file is broken: {first}", hint=_SEND_AGAIN) from error

@@ -115,7 +115,7 @@ def canonical_line(conversation: Conversation) -> bytes:
 def _read_file(report: FileReport) -> Iterator[Conversation]:
     container = inspect_file(report.path)
     report.container, report.compression = container.kind, container.compression
-    stem = _stem(report.path)
+    stem = file_stem(report.path)
     for sample in read_samples(report.path, container):
         report.samples += 1
         try:
@@ -127,7 +127,8 @@ def _read_file(report: FileReport) -> Iterator[Conversation]:
         yield conversation
 
 
-def _stem(path: Path) -> str:
+def file_stem(path: Path) -> str:
+    """The name that ids are made from where a sample has none: the same for a.json and a.jsonl.zst."""
     while path.suffix.lower() in _SUFFIXES:
         path = path.with_suffix("")
     return path.name

@@ -57,11 +57,7 @@ class Refused(Exception):
 
 def read_sample(sample: Any, default_id: str) -> tuple[Conversation, str, bool]:
     """(conversation, name of its form, whether a trailing user turn was dropped). Raises Refused."""
-    if not isinstance(sample, dict):
-        raise Refused("not an object", f"found {_shown(sample)}")
-    form, turns = _turns(sample)
-    given = sample.get("id")
-    name = str(given) if isinstance(given, str | int) and given != "" else default_id
+    form, turns = read_turns(sample)
     _check_order(turns)
     trimmed = turns[-1].role == USER
     if trimmed:
@@ -74,10 +70,20 @@ def read_sample(sample: Any, default_id: str) -> tuple[Conversation, str, bool]:
     for turn in turns:
         if not turn.text.isascii() and _SURROGATE.search(turn.text):
             raise Refused("broken characters", f"in the text of a {turn.role} turn")
-    return Conversation(_SURROGATE.sub("?", name), tuple(turns)), form, trimmed
+    return Conversation(sample_id(sample, default_id), tuple(turns)), form, trimmed
 
 
-def _turns(sample: dict[str, Any]) -> tuple[str, list[Turn]]:
+def sample_id(sample: dict[str, Any], default_id: str) -> str:
+    """The id that the sample gives, else the default."""
+    given = sample.get("id")
+    name = str(given) if isinstance(given, str | int) and given != "" else default_id
+    return name if name.isascii() else _SURROGATE.sub("?", name)
+
+
+def read_turns(sample: Any) -> tuple[str, list[Turn]]:
+    """(name of the form, at least one turn as it stands). Raises Refused; the order is not judged."""
+    if not isinstance(sample, dict):
+        raise Refused("not an object", f"found {_shown(sample)}")
     # Parquet gives every column, so a key that is there but None counts as absent.
     for key, form in (("conversations", "sharegpt"), ("conversation", "sharegpt"), ("messages", "openai")):
         if sample.get(key) is not None:

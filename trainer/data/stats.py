@@ -2,12 +2,13 @@
 
 One pass over the corpus; memory is one number per distinct conversation length.
 Words are what stands between blanks. That says little for Chinese or Japanese, so characters are
-counted too; tokens are a question for a tokeniser, which a laptop need not have.
+counted too; tokens where a tokeniser is given, languages where they are asked for.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from trainer.conversation import ASSISTANT, Conversation
@@ -26,8 +27,10 @@ class Counts:
     answer_words: int = 0
     characters: int = 0
     lengths: Counter[int] = field(default_factory=Counter)  # words of a conversation -> conversations
+    token_lengths: Counter[int] = field(default_factory=Counter)  # empty where no tokeniser was given
+    languages: Counter[str] = field(default_factory=Counter)  # code -> conversations
 
-    def add(self, conversation: Conversation) -> None:
+    def add(self, conversation: Conversation, tokens: int | None = None, language: str = "") -> None:
         words = 0
         for turn in conversation.turns:
             count = len(turn.text.split())
@@ -38,6 +41,10 @@ class Counts:
         self.turns += len(conversation.turns)
         self.words += words
         self.lengths[words] += 1
+        if tokens is not None:
+            self.token_lengths[tokens] += 1
+        if language:
+            self.languages[language] += 1
 
     def percentile(self, share: float) -> int:
         """The length in words that this share of the conversations does not exceed; 0 if there are none."""
@@ -60,6 +67,16 @@ class Counts:
             "median_words": self.percentile(0.5),
             "p95_words": self.percentile(0.95),
             "longest_words": max(self.lengths, default=0),
+            **self._tokens(),
+        }
+
+    def _tokens(self) -> dict[str, int]:
+        lengths = self.token_lengths
+        if not lengths:
+            return {}
+        return {
+            "tokens": sum(size * count for size, count in lengths.items()),
+            "longest_tokens": max(lengths),
         }
 
 
@@ -100,15 +117,25 @@ class CorpusStats:
         return sum(file.report.trimmed for file in self.files)
 
 
-def corpus_stats(corpus: Corpus) -> CorpusStats:
-    """Reads the whole corpus. Raises DataError as reading does."""
+def corpus_stats(
+    corpus: Corpus, *, tokens: Callable[[Conversation], int] | None = None, languages: bool = False
+) -> CorpusStats:
+    """Reads the whole corpus. tokens: counts those of a conversation. Raises DataError as reading does."""
     total = Counts()
     by_file: dict[int, Counts] = {}
     for report, conversation in corpus.by_file():
-        by_file.setdefault(id(report), Counts()).add(conversation)
-        total.add(conversation)
+        size = tokens(conversation) if tokens else None
+        language = _language(conversation) if languages else ""
+        by_file.setdefault(id(report), Counts()).add(conversation, size, language)
+        total.add(conversation, size, language)
     files = tuple(FileStats(report, by_file.get(id(report), Counts())) for report in corpus.files)
     return CorpusStats(files, total)
+
+
+def _language(conversation: Conversation) -> str:
+    from trainer.data.language import detect
+
+    return detect(conversation).code
 
 
 def histogram(lengths: Counter[int]) -> list[Bucket]:

@@ -1,0 +1,94 @@
+"""Languages of conversations, and the rule of which ones a corpus keeps."""
+
+from __future__ import annotations
+
+import pytest
+
+from trainer.conversation import Conversation, Turn
+from trainer.data.clean import Rejection
+from trainer.data.language import CODES, UNKNOWN, Language, LanguageRule, detect, detect_text, language_rule
+from trainer.errors import ConfigError
+
+SENTENCES = {
+    "en": "Could you please explain how the garbage collector finds what is no longer used?",
+    "es": "¿Podrías explicarme cómo encuentra el recolector lo que ya no se usa?",
+    "fr": "Pourrais-tu m'expliquer comment le ramasse-miettes trouve ce qui n'est plus utilisé ?",
+    "de": "Kannst du mir erklären, wie die Speicherbereinigung findet, was nicht mehr gebraucht wird?",
+    "it": "Potresti spiegarmi come fa il programma a trovare quello che non si usa più?",
+    "ja": "ガベージコレクタが使われなくなったものをどうやって見つけるのか説明してください。",
+    "ko": "가비지 컬렉터가 더 이상 쓰이지 않는 것을 어떻게 찾는지 설명해 주세요.",
+    "zh": "请解释一下垃圾回收器是如何找到不再使用的对象的。",
+    "ar": "هل يمكنك أن تشرح كيف يجد جامع القمامة ما لم يعد مستخدما؟",
+    "ru": "Объясни, пожалуйста, как сборщик мусора находит то, что больше не используется.",
+    "pt": "Você poderia explicar como o coletor encontra o que não é mais usado?",
+    "nl": "Kun je uitleggen hoe de vuilnisophaler vindt wat niet meer gebruikt wordt?",
+}
+PROGRAM = "```python\n" + "for value in the_list_of_all_values: print(value, end='')\n" * 30 + "```"
+
+
+def dialogue(question: str, answer: str) -> Conversation:
+    return Conversation("x", (Turn("user", question), Turn("assistant", answer)))
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_sentence_of_each_language_is_known(code: str) -> None:
+    assert detect_text(SENTENCES[code]).code == code
+    assert detect(dialogue(SENTENCES[code], SENTENCES[code])).confidence > 0.6
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_code_and_addresses_do_not_count_as_english(code: str) -> None:
+    text = f"{PROGRAM}\n\n{SENTENCES[code]}\n\nhttps://example.com/the/best/answer/of/them/all `return value`"
+    assert detect(dialogue(text, text)).code == code
+
+
+@pytest.mark.parametrize("text", ["", "42", "?!", PROGRAM, "https://example.com/about-us", "x = 1"[4:]])
+def test_what_has_no_words_is_unknown(text: str) -> None:
+    assert detect_text(text) == Language(UNKNOWN, 0.0)
+    assert detect(dialogue(text, text)).code == UNKNOWN
+
+
+def test_the_system_turn_does_not_count() -> None:
+    turns = (
+        Turn("system", "You are a helpful assistant. " * 9),
+        Turn("user", SENTENCES["ko"]),
+        Turn("assistant", "네"),
+    )
+    assert detect(Conversation("x", turns)).code == "ko"
+
+
+def test_a_megabyte_of_text_is_judged_by_its_beginning() -> None:
+    assert detect_text(SENTENCES["nl"] * 10_000).code == "nl"
+
+
+def test_keep_drops_other_languages_and_skip_the_named_ones() -> None:
+    keep, skip = language_rule(keep="en, zh"), language_rule(skip=["ko"])
+    assert keep.judge(Language("en", 0.9)) is None
+    assert keep.judge(Language("ko", 0.9)) == Rejection("language", "ko 0.90")
+    assert skip.judge(Language("ko", 0.9)) == Rejection("language", "ko 0.90")
+    assert skip.judge(Language("en", 0.9)) is None
+    assert LanguageRule().judge(Language("fr", 1.0)) is None
+
+
+def test_unknown_is_dropped_only_where_it_is_named() -> None:
+    unsure = Language("ko", 0.4)
+    for rule in (language_rule(keep="en"), language_rule(skip="ko"), LanguageRule()):
+        assert rule.judge(unsure) is None
+        assert rule.judge(Language(UNKNOWN, 0.0)) is None
+    assert language_rule(keep="en", skip="unknown").judge(unsure) == Rejection("language", "unknown 0.40")
+    assert language_rule(skip="ko", threshold=0.3).judge(unsure) == Rejection("language", "ko 0.40")
+
+
+@pytest.mark.parametrize(
+    ("keep", "skip", "threshold"),
+    [
+        ("eng", None, 0.5),
+        (None, "klingon", 0.5),
+        ("en", "ko", 0.5),
+        ("unknown", None, 0.5),
+        ("en", None, 1.5),
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_an_error(keep: str | None, skip: str | None, threshold: float) -> None:
+    with pytest.raises(ConfigError):
+        language_rule(keep, skip, threshold)

@@ -1,0 +1,696 @@
+"""One walk over the tags and texts of a message, which writes its Markdown block by block.
+
+The rules of what becomes what. There is no recursion: open blocks are a stack of frames, and elements that hold text
+alone, most of them, are written at once. How Markdown must be written so that it renders to exactly this text is in
+markdown.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from trainer.data.html_tags import (
+    DEEPEST,
+    PHRASE,
+    STAND_IN,
+    HtmlRejected,
+    attributes_of,
+    code_of,
+    language_of,
+    leaf_tags,
+    number_of,
+    plain_text,
+    without,
+)
+from trainer.data.markdown import (
+    BREAK,
+    LINE_STARTS,
+    LIST_MARKERS,
+    RAW_TAGS,
+    Block,
+    Piece,
+    cell_text,
+    code_span,
+    destination,
+    fenced,
+    guard_lines,
+    list_block,
+    paragraph,
+    plain_paragraph,
+    quoted,
+    table_block,
+)
+from trainer.data.mathml import Tag, tex_of
+
+# Such an inside of which it is plain to see that its markup may be written as it stands: nothing that
+# needs an escape, words in emphasis with a space before and a space or a mark behind.
+_PLAIN_INSIDE = re.compile(
+    r"""(?:
+      [^<&*_`\\\[~$\n\t\r\f]++
+    | (?<!</code>)<code>[^<&`\s]++</code>
+    | (?:(?<=\ )|\A) <(strong|em)>(?=[^\W_])[^<&*_`\\\[~$\n\t\r\f]+(?<=[^\W_])</\1>(?=[ .,;:!?)]|\Z)
+    )*+""",
+    re.VERBOSE,
+)
+_REGENERATED = re.compile(r"(\d{1,3}) ?/ ?(\d{1,3})")
+_COPIED = re.compile(r"Copy\d+ chars / \d+ words")
+_BAR_IN_TEXT = re.compile(r"\s*([\w+#.-]{0,20})Copy code\n?")
+_BAR = re.compile(r"\s*([^\s`]*)\s*(?:Copy code|Copy)\s*")
+_BUTTONS = {
+    "",
+    "copy",
+    "copy code",
+    "copied!",
+    "edit",
+    "edit code",
+    "regenerate",
+    "regenerate response",
+    "run",
+}
+
+
+_SPACE_RUNS = re.compile(r"\s+")
+
+
+class _Frame:
+    """An open block that holds others: root, quote, list, item, heading, table, cell."""
+
+    level = 0  # of a heading; of a cell, the columns it takes
+    number = 1  # of a list, its next item's; of an item, its own
+    step = 1  # of a list, from item to item
+    ordered = False
+    items: list[tuple[int, list[Block]]]  # of a list
+    rows: list[list[str]]  # of a table
+    alignment: list[str]
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.blocks: list[Block] = []
+
+
+class Walker:
+    """One walk over the tags and texts of one message."""
+
+    def __init__(self, tokens: list[Any], code: list[Block]) -> None:
+        rest = iter(tokens)
+        self.first = next(rest)
+        self.tags: Iterator[tuple[Any, ...]] = zip(rest, rest, rest, rest, rest, rest, strict=True)
+        self.code = code  # the blocks that were taken out before
+        self.text = ""  # behind the tag that is acted on
+        self.parts: list[str | Piece] = []  # the paragraph so far
+        self.marked = False  # whether `parts` has pieces
+        self.opened: list[Piece] = []  # emphasis and links that are open now
+        self.in_p = 0
+        self.divs: list[bool] = []  # of each open one, whether its line ends are shown
+        self.pre_wrap = False
+        self.frames = [_Frame("root")]
+        self.frame = self.frames[0]
+        self.counter: int | None = None  # where among the root's blocks a "2 / 3" may stand
+
+    def walk(self) -> None:
+        actions, leaves, add_text = _ACTIONS, _LEAVES, self.add_text
+        if self.first:
+            add_text(self.first)
+        for _, leaf, inside, name, attributes, text in self.tags:
+            if inside is not None:
+                leaves[leaf or "li"](self, leaf, inside)
+            else:
+                action = actions.get(name)
+                if action is not None:
+                    self.text = text
+                    action(self, name, attributes)
+                    text = self.text  # where the action took more tags, what is behind the last one
+            if text:
+                add_text(text)
+
+    def add_text(self, written: str) -> None:
+        text = plain_text(written) if "&" in written else written
+        if self.pre_wrap and "\n" in text:
+            first, *lines = text.split("\n")
+            self.parts.append(first)
+            for line in lines:
+                self.line_break("br", "")
+                self.parts.append(line)
+        else:
+            self.parts.append(text)
+
+    def result(self) -> str:
+        self.flush()
+        while len(self.frames) > 1:  # lexbor closes everything; this is for its depth limit
+            self.pop()
+        blocks = self.frame.blocks
+        if self.counter == 0 and len(blocks) > 1:
+            del blocks[0]
+        if len(blocks) > 1 and _COPIED.fullmatch(blocks[-1].text):
+            del blocks[-1]
+        return "\n\n".join(block.text for block in blocks)
+
+    # --- blocks ---
+
+    def flush(self) -> None:
+        """What has been collected becomes a paragraph of the open frame."""
+        parts = self.parts
+        if not parts:
+            return
+        if self.marked:
+            parts.extend(Piece("close", *piece[1:]) for piece in reversed(self.opened))
+            text = paragraph(parts)
+            self.parts = list(self.opened)
+            self.marked = bool(self.opened)
+        else:
+            text = plain_paragraph("".join(map(str, parts)))
+            self.parts = []
+        if text:
+            kind = "p" if self.in_p else "text"
+            if self.frame is self.frames[0] and not self.frame.blocks and kind == "text":
+                counted = _REGENERATED.fullmatch(text)
+                if counted and 0 < int(counted[1]) <= int(counted[2]):
+                    self.counter = 0
+            self.add(Block(kind, text))
+
+    def add(self, block: Block) -> None:
+        frame = self.frame
+        if frame.kind == "list":  # text or a list directly in a list belongs to the item before
+            if frame.items:
+                frame.items[-1][1].append(block)
+            else:
+                frame.items.append((frame.number, [block]))
+                frame.number += frame.step
+        elif frame.kind == "table":
+            self.frames[-2].blocks.append(block)
+        else:
+            frame.blocks.append(block)
+
+    def push(self, kind: str) -> _Frame:
+        if self.parts:
+            self.flush()
+        if len(self.frames) > DEEPEST:
+            raise HtmlRejected(f"lists, quotes and tables are nested more than {DEEPEST} deep")
+        self.frame = _Frame(kind)
+        self.frames.append(self.frame)
+        return self.frame
+
+    def pop(self) -> _Frame:
+        if self.parts:
+            self.flush()
+        closed = self.frames.pop()
+        self.frame = self.frames[-1]
+        return closed
+
+    def block(self, name: str, attributes: str) -> None:
+        if self.parts:
+            self.flush()
+
+    def open_p(self, name: str, attributes: str) -> None:
+        if self.parts:
+            self.flush()
+        self.in_p += 1
+
+    def close_p(self, name: str, attributes: str) -> None:
+        if self.parts:
+            self.flush()
+        self.in_p -= 1
+
+    def open_div(self, name: str, attributes: str) -> None:
+        if self.parts:
+            self.flush()
+        if "MathJax" in attributes:
+            self.capture("div")
+            return
+        self.divs.append(self.pre_wrap)
+        self.pre_wrap = self.pre_wrap or "whitespace-pre-wrap" in attributes
+
+    def close_div(self, name: str, attributes: str) -> None:
+        if self.parts:
+            self.flush()
+        self.pre_wrap = self.divs.pop()
+
+    def open_quote(self, name: str, attributes: str) -> None:
+        self.push("quote")
+
+    def close_quote(self, name: str, attributes: str) -> None:
+        inner = "\n\n".join(block.text for block in self.pop().blocks)
+        if inner:
+            self.add(Block("quote", quoted(inner)))
+
+    def open_heading(self, name: str, attributes: str) -> None:
+        level = int(name[1])
+        self.push("heading").level = level
+
+    def close_heading(self, name: str, attributes: str) -> None:
+        frame = self.pop()
+        text = " ".join(re.sub(r" *\n", " ", block.text) for block in frame.blocks)
+        if text:
+            text = re.sub(r" (#+)$", r" \\\1", text)  # "C #" would lose its "#"
+            self.add(Block("heading", "#" * frame.level + " " + text))
+
+    def rule(self, name: str, attributes: str) -> None:
+        self.flush()
+        # Under a line of text "---" would make it a heading, and "- ---" is a rule without a list.
+        self.add(Block("rule", "---" if self.frame.kind == "root" else "***"))
+
+    # --- lists ---
+
+    def open_list(self, name: str, attributes: str) -> None:
+        ordered = name == "ol"
+        frame = self.push("list")
+        frame.items, frame.ordered = [], ordered
+        if ordered and attributes:
+            given = attributes_of(attributes)
+            frame.number = number_of(given.get("start"), 1)
+            if "reversed" in attributes:
+                frame.step = -1
+
+    def close_list(self, name: str, attributes: str) -> None:
+        frame = self.pop()
+        if not frame.items:
+            return
+        items = frame.items
+        if frame.step < 0 and frame.number < 0:  # reversed without start=: it counts down to 1
+            items = [(len(items) - index, blocks) for index, (_, blocks) in enumerate(items)]
+        siblings = (
+            self.frame.items[-1][1] if self.frame.kind == "list" and self.frame.items else self.frame.blocks
+        )
+        self.add(list_block(items, frame.ordered, siblings[-1] if siblings else None))
+
+    def open_item(self, name: str, attributes: str) -> None:
+        parent = self.frame
+        item = self.push("item")
+        if parent.kind == "list":
+            item.number = (
+                number_of(attributes_of(attributes).get("value"), parent.number)
+                if attributes
+                else parent.number
+            )
+
+    def close_item(self, name: str, attributes: str) -> None:
+        item = self.pop()
+        if self.frame.kind == "list":
+            self.frame.items.append((item.number, item.blocks))
+            self.frame.number = item.number + self.frame.step
+        elif item.blocks:  # an item outside any list
+            self.add(
+                list_block([(1, item.blocks)], False, self.frame.blocks[-1] if self.frame.blocks else None)
+            )
+
+    # --- tables ---
+
+    def open_table(self, name: str, attributes: str) -> None:
+        frame = self.push("table")
+        frame.rows, frame.alignment = [], []
+
+    def open_row(self, name: str, attributes: str) -> None:
+        self.flush()
+        if self.frame.kind == "table":
+            self.frame.rows.append([])
+
+    def open_cell(self, name: str, attributes: str) -> None:
+        table = self.frame
+        cell = self.push("cell")
+        if attributes:
+            given = attributes_of(attributes)
+            cell.level = max(1, min(number_of(given.get("colspan"), 1), DEEPEST))
+            style = re.search(r"text-align:\s*(left|right|center)", given.get("style", ""))
+            aligned = given.get("align", "") if style is None else style[1]
+            if table.kind == "table" and table.rows:
+                column = len(table.rows[-1])
+                table.alignment.extend([""] * (column + 1 - len(table.alignment)))
+                table.alignment[column] = table.alignment[column] or aligned
+
+    def close_cell(self, name: str, attributes: str) -> None:
+        cell = self.pop()
+        if self.frame.kind != "table":
+            self.frame.blocks.extend(cell.blocks)
+            return
+        if not self.frame.rows:
+            self.frame.rows.append([])
+        self.frame.rows[-1].append(cell_text(cell.blocks))
+        self.frame.rows[-1].extend([""] * (cell.level - 1))
+
+    def close_table(self, name: str, attributes: str) -> None:
+        frame = self.pop()
+        rows = [row for row in frame.rows if row]
+        if rows:
+            self.add(Block("table", table_block(rows, frame.alignment)))
+
+    # --- text with markup ---
+
+    def line_break(self, name: str, attributes: str) -> None:
+        if self.parts and self.parts[-1] == BREAK and self.frame.kind not in ("heading", "cell"):
+            self.parts.pop()  # two of them are an empty line: a new paragraph
+            self.flush()
+            return
+        self.parts.append(BREAK)
+        self.marked = True
+
+    def open_mark(self, name: str, attributes: str) -> None:
+        text = _MARKS[name]
+        if any(piece.text == text for piece in self.opened):
+            text = ""  # bold in bold is bold
+        piece = Piece("open", text)
+        self.opened.append(piece)
+        if text:
+            self.parts.append(piece)
+            self.marked = True
+
+    def close_mark(self, name: str, attributes: str) -> None:
+        if not self.opened:
+            return
+        piece = self.opened.pop()
+        if piece.text:
+            self.parts.append(Piece("close", *piece[1:]))
+            self.marked = True
+
+    def open_link(self, name: str, attributes: str) -> None:
+        given = attributes_of(attributes)
+        href = given.get("href", "").strip()
+        piece = Piece("open", "[" if href else "", "", destination(href, given.get("title", "")))
+        self.opened.append(piece)
+        if href:
+            self.parts.append(piece)
+            self.marked = True
+
+    def image(self, name: str, attributes: str) -> None:
+        given = attributes_of(attributes)
+        source, alt = given.get("src", ""), re.sub(r"\s+", " ", given.get("alt", ""))
+        if source.startswith("data:"):  # the picture itself, megabytes of base64: no text
+            source = ""
+        if alt or source:
+            shown = re.sub(r"[\\`*_<>&\[\]~]", r"\\\g<0>", alt)
+            target = destination(source, given.get("title", ""))
+            self.piece(f"![{shown}]({target})", alt)
+
+    def piece(self, text: str, shows: str = "") -> None:
+        self.parts.append(Piece("raw", text, shows))
+        self.marked = True
+
+    def raw_tag(self, name: str, attributes: str) -> None:
+        self.piece(f"<{name}>")
+
+    def checkbox(self, name: str, attributes: str) -> None:
+        given = attributes_of(attributes)
+        if given.get("type") == "checkbox":
+            box = "[x] " if "checked" in attributes.replace("checkbox", "") else "[ ] "
+            self.piece(box[:-1], box[:-1])
+            self.parts.append(" ")
+
+    def inline_code(self, name: str, attributes: str) -> None:
+        tags = self.capture(name)
+        code = code_of(tags)
+        if any(tag.name == "pre" for tag in tags):
+            self.flush()
+            self.add(Block("code", fenced(code, ""), interrupts=True))
+        elif code:
+            link = next((tag for tag in tags if tag.name == "a" and 'href="' in tag.attributes), None)
+            if link is None or any(piece.text == "[" for piece in self.opened):
+                self.piece(code_span(code), code)
+                return
+            self.open_link("a", link.attributes)
+            self.piece(code_span(code), code)
+            self.close_mark("/a", "")
+
+    # --- code blocks, math, what is not shown ---
+
+    def capture(self, name: str) -> list[Tag]:
+        """The tags and texts inside the element that opens here; the walk goes on behind its end."""
+        depth, closing = 1, "/" + name
+        inside = [Tag("", "", self.text)]
+        self.text = ""
+        for item, leaf, within, tag, attributes, text in self.tags:
+            if within is not None:
+                inside += leaf_tags(item, leaf, within, text)
+                continue
+            if tag == name:
+                depth += 1
+            elif tag == closing:
+                depth -= 1
+                if not depth:
+                    self.text = text
+                    break
+            inside.append(Tag(tag, attributes, text))
+        return inside
+
+    def skip(self, name: str, attributes: str) -> None:
+        self.capture(name)
+
+    def button(self, name: str, attributes: str) -> None:
+        text = plain_text("".join(tag.text for tag in self.capture(name)))
+        if text.strip().lower() not in _BUTTONS:
+            self.parts.append(text)
+
+    def preformatted(self, name: str, attributes: str) -> None:
+        if self.parts:
+            self.flush()
+        if attributes.startswith(STAND_IN[4:]):
+            self.capture("pre")
+            self.add(self.code[int(attributes[len(STAND_IN[4:]) + 1 : -1])])
+        else:
+            self.code_block(self.capture("pre"), language_of(attributes))
+
+    def code_block(self, tags: list[Tag], language: str) -> None:
+        """Any other <pre>: what stands beside its <code> and is no bar is kept as text."""
+        first = next((at for at, tag in enumerate(tags) if tag.name == "code"), None)
+        before = after = ""
+        if first is None:
+            code = code_of(without(tags, "svg"))
+            bar = _BAR_IN_TEXT.match(code)
+            if bar:
+                language, code = language or bar[1], code[bar.end() :]
+        else:
+            last = max((at for at, tag in enumerate(tags) if tag.name == "/code"), default=len(tags))
+            before = code_of(without(tags[:first], "button", "svg"))
+            bar = _BAR.fullmatch(code_of(without(tags[:first], "svg")))
+            code = code_of(tags[first:last])
+            after = code_of(
+                without([tag._replace(name="") for tag in tags[last : last + 1]] + tags[last + 1 :], "button")
+            )
+            language = language_of(tags[first].attributes) or language
+            if bar or (before.strip() and before.strip().lower() == language.lower()):
+                language, before = language or (bar[1] if bar else ""), ""
+        if before.strip():
+            self.add(Block("text", plain_paragraph(before)))
+        if code or not (before.strip() or after.strip()):
+            self.add(Block("code", fenced(code, language), interrupts=True))
+        if after.strip():
+            self.add(Block("text", plain_paragraph(after)))
+
+    def span(self, name: str, attributes: str) -> None:
+        if attributes and ("katex" in attributes or "MathJax" in attributes):
+            if "katex-display" in attributes:
+                self.math(tex_of(self.capture(name), plain_text), display=True)
+            elif 'katex"' in attributes:
+                self.math(tex_of(self.capture(name), plain_text), display=False)
+            elif "MathJax" in attributes:
+                self.capture(name)
+
+    def math_element(self, name: str, attributes: str) -> None:
+        tags = self.capture(name)
+        tex = attributes_of(attributes).get("alttext") or tex_of(tags, plain_text)
+        self.math(tex, display='display="block"' in attributes)
+
+    def math(self, tex: str, display: bool) -> None:
+        tex = re.sub(r"\n\s*\n", "\n", tex).strip()
+        if not tex:
+            return
+        if not display:
+            self.piece(f"${_SPACE_RUNS.sub(' ', tex)}$", tex)
+            return
+        self.flush()
+        self.add(Block("math", f"$$\n{tex}\n$$"))
+
+    # --- elements that hold text alone ---
+
+    def leaf_block(self, name: str | None, inside: str) -> None:
+        """<p>, <li> or, without a name, <li><p>."""
+        frame = self.frame
+        if self.pre_wrap or self.opened or (name != "p") != (frame.kind == "list"):
+            self.long_way(name, inside)
+            return
+        if self.parts:
+            self.flush()
+        text = _quick_text(inside)
+        if text is None:
+            self.long_way(name, inside)
+        elif name == "p":
+            if text and frame.kind != "table":
+                frame.blocks.append(Block("p", text))
+            elif text:
+                self.add(Block("p", text))
+        else:
+            frame.items.append((frame.number, [Block("text" if name else "p", text)] if text else []))
+            frame.number += frame.step
+
+    def leaf_list(self, name: str, inside: str) -> None:
+        """A list of nothing but text and plain markup."""
+        items = _ITEM.findall(inside)
+        frame = self.frame
+        if self.pre_wrap or self.opened or not items or frame.kind in ("list", "table"):
+            self.long_way(name, inside)
+            return
+        texts = [_quick_text(in_p or bare) for _, in_p, bare in items]
+        if None in texts:
+            self.long_way(name, inside)
+            return
+        if self.parts:
+            self.flush()
+        numbered = list(enumerate(texts, 1))
+        loose = "\n\n" if any(p and text for (p, _, _), text in zip(items, texts, strict=True)) else "\n"
+        previous = frame.blocks[-1] if frame.blocks else None
+        first, other = LIST_MARKERS[name]
+        marker = (
+            other if previous is not None and previous.kind == "list" and previous.marker == first else first
+        )
+        if name == "ol":
+            lines = [f"{number}{marker} {text}" if text else f"{number}{marker}" for number, text in numbered]
+        else:
+            lines = [f"{marker} {text}" if text else marker for text in texts]
+        self.add(Block("list", loose.join(lines), marker, bool(texts[0])))
+
+    def leaf_table(self, name: str, inside: str) -> None:
+        """A table of nothing but text, with a head."""
+        if self.pre_wrap or self.opened or self.frame.kind in ("list", "table") or "<thead>" not in inside:
+            self.long_way(name, inside)
+            return
+        if self.parts:
+            self.flush()
+        rows = []
+        for row in inside.split("</tr>")[:-1]:
+            cells = [plain_paragraph(plain_text(cell)) for cell in _CELL.findall(row)]
+            rows.append([cell.replace("|", "\\|") if "|" in cell else cell for cell in cells])
+        self.add(Block("table", table_block(rows, ())))
+
+    def leaf_heading(self, name: str, inside: str) -> None:
+        text = None if self.pre_wrap or self.opened or self.frame.kind == "list" else _quick_text(inside)
+        if text is None or "#" in text:
+            self.long_way(name, inside)
+            return
+        if self.parts:
+            self.flush()
+        if text:
+            self.add(Block("heading", f"{'#' * int(name[1])} {text}"))
+
+    def leaf_cell(self, name: str, inside: str) -> None:
+        frame = self.frame
+        if self.pre_wrap or self.opened or frame.kind != "table" or not frame.rows:
+            self.long_way(name, inside)
+            return
+        text = _quick_text(inside)
+        if text is None:
+            self.long_way(name, inside)
+            return
+        self.parts.clear()  # between the cells of a row there can only be spaces
+        frame.rows[-1].append(text.replace("|", "\\|") if "|" in text else text)
+
+    def leaf_code(self, name: str, inside: str) -> None:
+        if "<" in inside:
+            self.long_way(name, inside)
+        elif inside:
+            code = plain_text(inside)
+            self.parts.append(Piece("raw", code_span(code), code))
+            self.marked = True
+
+    def leaf_mark(self, name: str, inside: str) -> None:
+        if self.pre_wrap or self.opened or "<" in inside:
+            self.long_way(name, inside)
+        else:
+            opening, closing = _LEAF_MARKS[name]
+            self.parts += (opening, plain_text(inside), closing)
+            self.marked = True
+
+    def long_way(self, name: str | None, inside: str) -> None:
+        """The same, tag by tag."""
+        rest, behind = self.tags, self.text
+        tags = leaf_tags(None if name else "li", name, inside, "")
+        self.tags = iter([(None, None, None, *tag) for tag in tags])
+        self.first = ""
+        self.walk()
+        self.tags, self.text = rest, behind
+
+
+_ITEM = re.compile(rf"<li>(?:(<p>)({PHRASE})</p>|({PHRASE}))</li>")
+_CELL = re.compile(r"<t[dh]>([^<]*)</t[dh]>")
+
+
+def _quick_text(inside: str) -> str | None:
+    """The Markdown of a leaf's inside; None if that takes a closer look."""
+    if "<" not in inside:
+        return plain_paragraph(plain_text(inside) if "&" in inside else inside)
+    plain = _PLAIN_INSIDE.match(inside)
+    if plain is None or plain.end() != len(inside) or "  " in inside:
+        return None
+    text = inside.strip(" ")
+    if "<code>" in text:
+        text = text.replace("<code>", "`").replace("</code>", "`")
+    if "<strong>" in text:
+        text = text.replace("<strong>", "**").replace("</strong>", "**")
+    if "<em>" in text:
+        text = text.replace("<em>", "*").replace("</em>", "*")
+    return guard_lines(text) if text[:1] in LINE_STARTS else text
+
+
+_MARKS = {"strong": "**", "b": "**", "em": "*", "i": "*", "del": "~~", "s": "~~", "strike": "~~"}
+_LEAF_MARKS = {name: (Piece("open", mark), Piece("close", mark)) for name, mark in _MARKS.items()}
+_BLOCKS = """address article aside body caption center dd details dialog dir dl dt fieldset figcaption figure
+footer form header hgroup legend main menu nav noscript option optgroup search section select summary"""
+_NOT_SHOWN = "svg canvas audio video object datalist map head annotation-xml rp"
+
+
+def _actions() -> dict[str, Callable[[Walker, str, str], None]]:
+    walker = Walker
+    actions: dict[str, Callable[[Walker, str, str], None]] = {
+        "p": walker.open_p,
+        "/p": walker.close_p,
+        "div": walker.open_div,
+        "/div": walker.close_div,
+        "blockquote": walker.open_quote,
+        "/blockquote": walker.close_quote,
+        "hr": walker.rule,
+        "li": walker.open_item,
+        "/li": walker.close_item,
+        "table": walker.open_table,
+        "/table": walker.close_table,
+        "tr": walker.open_row,
+        "br": walker.line_break,
+        "a": walker.open_link,
+        "/a": walker.close_mark,
+        "img": walker.image,
+        "input": walker.checkbox,
+        "code": walker.inline_code,
+        "tt": walker.inline_code,
+        "samp": walker.inline_code,
+        "pre": walker.preformatted,
+        "span": walker.span,
+        "math": walker.math_element,
+        "button": walker.button,
+        **{f"h{level}": walker.open_heading for level in range(1, 7)},
+        **{f"/h{level}": walker.close_heading for level in range(1, 7)},
+    }
+    for name in ("ol", "ul"):
+        actions |= {name: walker.open_list, "/" + name: walker.close_list}
+    for name in ("td", "th"):
+        actions |= {name: walker.open_cell, "/" + name: walker.close_cell}
+    for name in _MARKS:
+        actions |= {name: walker.open_mark, "/" + name: walker.close_mark}
+    for tag in RAW_TAGS:
+        actions[tag[1:-1]] = walker.raw_tag
+    for name in _BLOCKS.split():
+        actions |= {name: walker.block, "/" + name: walker.block}
+    return actions | {name: walker.skip for name in _NOT_SHOWN.split()}
+
+
+_ACTIONS = _actions()
+
+_LEAVES: dict[str, Callable[[Walker, str, str], None]] = {
+    "p": Walker.leaf_block,
+    "li": Walker.leaf_block,
+    "ol": Walker.leaf_list,
+    "ul": Walker.leaf_list,
+    "table": Walker.leaf_table,
+    "td": Walker.leaf_cell,
+    "th": Walker.leaf_cell,
+    "code": Walker.leaf_code,
+    **{name: Walker.leaf_mark for name in ("strong", "b", "em", "i")},
+    **{f"h{level}": Walker.leaf_heading for level in range(1, 7)},
+}

@@ -1,0 +1,167 @@
+"""Which language a conversation is in, by lingua, and which languages a corpus keeps.
+
+    detect(conversation)         Language("ko", 0.99)
+    language_rule("en,zh").judge(language)        None, or the Rejection
+
+Judged is prose: code, addresses and markup are taken out first, because code is English words in
+any language. lingua is asked among our twelve languages only, over the first 600 characters of
+prose, with its short models; tests/benchmarks/language.py has the accuracies and speeds of the
+alternatives. What has too few letters, or no clear winner, is "unknown", and unknown is kept unless
+it is named in `skip`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from trainer.conversation import SYSTEM, USER, Conversation
+from trainer.data.clean import Rejection, prose
+from trainer.errors import ConfigError, NotReady
+
+# The seeds' codes (FastChat's --keep-lang and --skip-lang take the same ISO 639-1 codes).
+CODES = ("en", "es", "fr", "de", "it", "ja", "ko", "zh", "ar", "ru", "pt", "nl")
+UNKNOWN = "unknown"
+_LINGUA = {
+    "en": "ENGLISH",
+    "es": "SPANISH",
+    "fr": "FRENCH",
+    "de": "GERMAN",
+    "it": "ITALIAN",
+    "ja": "JAPANESE",
+    "ko": "KOREAN",
+    "zh": "CHINESE",
+    "ar": "ARABIC",
+    "ru": "RUSSIAN",
+    "pt": "PORTUGUESE",
+    "nl": "DUTCH",
+}
+# 300 to 2,000 give the same answers on the labelled set of tests/benchmarks/language.py.
+JUDGED_CHARACTERS = 600
+_FEWEST_LETTERS = 2
+DEFAULT_THRESHOLD = 0.5
+
+_NOT_LETTERS = re.compile(r"[\W\d_]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """code: one of CODES or "unknown". confidence: 0 to 1, lingua's share among the twelve."""
+
+    code: str
+    confidence: float
+
+
+NO_LANGUAGE = Language(UNKNOWN, 0.0)
+
+
+def detect(conversation: Conversation) -> Language:
+    """The language of a conversation: of its questions and answers by turns, the same share of each."""
+    turns = [turn for turn in conversation.turns if turn.role != SYSTEM]
+    if not turns:
+        return NO_LANGUAGE
+    half = JUDGED_CHARACTERS // 2
+    questions = _sample((turn.text for turn in turns if turn.role == USER), half)
+    answers = _sample((turn.text for turn in turns if turn.role != USER), JUDGED_CHARACTERS - half)
+    return _judge(f"{questions} {answers}")
+
+
+def detect_text(text: str) -> Language:
+    """The language of one text."""
+    return _judge(_sample((text,), JUDGED_CHARACTERS))
+
+
+def _sample(texts: Iterable[str], most: int) -> str:
+    """The first words of the prose in these texts, without digits and punctuation marks."""
+    parts: list[str] = []
+    size = 0
+    for text in texts:
+        # A block of code may fill the beginning: look ten times as far, not through megabytes.
+        words = _NOT_LETTERS.sub(" ", prose(text[: most * 20]))[: most - size].strip()
+        if words:
+            parts.append(words)
+            size += len(words) + 1
+        if size >= most:
+            break
+    return " ".join(parts)
+
+
+def _judge(words: str) -> Language:
+    if sum(map(str.isalpha, words[:40])) < _FEWEST_LETTERS:
+        return NO_LANGUAGE
+    values = _detector().compute_language_confidence_values(words)
+    if not values or values[0].value == 0.0:
+        return NO_LANGUAGE
+    return Language(_codes()[values[0].language], round(values[0].value, 4))
+
+
+@cache
+def _detector() -> Any:
+    try:
+        from lingua import Language as Lingua
+        from lingua import LanguageDetectorBuilder
+    except ImportError as error:
+        raise NotReady("lingua is not installed", hint="pip install 'vlaunch[data]'") from error
+    languages = [getattr(Lingua, _LINGUA[code]) for code in CODES]
+    return LanguageDetectorBuilder.from_languages(*languages).with_low_accuracy_mode().build()
+
+
+@cache
+def _codes() -> dict[Any, str]:
+    from lingua import Language as Lingua
+
+    return {getattr(Lingua, name): code for code, name in _LINGUA.items()}
+
+
+# --- what is kept -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageRule:
+    """Which languages stay. Less sure than the threshold is "unknown", which stays unless `skip` names it."""
+
+    keep: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    threshold: float = DEFAULT_THRESHOLD
+
+    def settled(self, language: Language) -> str:
+        """The code that counts: "unknown" under the threshold."""
+        return language.code if language.confidence >= self.threshold else UNKNOWN
+
+    def judge(self, language: Language) -> Rejection | None:
+        code = self.settled(language)
+        wanted = code == UNKNOWN or not self.keep or code in self.keep
+        if wanted and code not in self.skip:
+            return None
+        return Rejection("language", f"{code} {language.confidence:.2f}")
+
+
+def language_rule(
+    keep: str | Iterable[str] | None = None,
+    skip: str | Iterable[str] | None = None,
+    threshold: float = DEFAULT_THRESHOLD,
+) -> LanguageRule:
+    """A rule from "en,zh" or a list of codes. Raises ConfigError for a code that is none."""
+    kept, skipped = _read_codes(keep, "keep"), _read_codes(skip, "skip")
+    if UNKNOWN in kept:
+        raise ConfigError("unknown is kept anyway", hint="name it in skip to drop what has no clear language")
+    if kept and set(skipped) - {UNKNOWN}:
+        raise ConfigError(
+            "keep and skip cannot both name languages", hint="what keep does not name is dropped"
+        )
+    if not 0.0 <= threshold <= 1.0:
+        raise ConfigError(f"the threshold {threshold} is not between 0 and 1")
+    return LanguageRule(kept, skipped, threshold)
+
+
+def _read_codes(given: str | Iterable[str] | None, what: str) -> tuple[str, ...]:
+    parts = given.split(",") if isinstance(given, str) else list(given or ())
+    codes = [part.strip().lower() for part in parts if part.strip()]
+    for code in codes:
+        if code not in CODES and code != UNKNOWN:
+            known = ", ".join(CODES) + f" and, in skip, {UNKNOWN}"
+            raise ConfigError(f"{what}: there is no language code {code!r} here", hint=f"known are {known}")
+    return tuple(dict.fromkeys(codes))

@@ -1,0 +1,236 @@
+"""A chunk of samples -> what is kept of it, as bytes, and an account of every sample (a worker's whole job).
+
+Pure but for the caches of the tools: the same samples and settings give the same bytes in any process. The steps
+run per conversation, cheapest drop first: read and clean, contamination, language, then signatures and split.
+Duplicates are found later, from the signatures, by who sees all chunks (pipeline.py).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from trainer.conversation import Conversation
+from trainer.data.forms import FORMS, encoder
+from trainer.data.json_stream import Sample, Unreadable
+from trainer.data.samples import Refused, read_sample
+from trainer.data.split import SplitSettings, Splitter
+
+if TYPE_CHECKING:
+    from trainer.data.clean import CleanSettings
+    from trainer.data.contamination import Questions
+    from trainer.data.language import LanguageRule
+
+FORMAT = 1  # of what a chunk becomes; part of the key of unfinished work
+
+
+@dataclass(frozen=True, slots=True)
+class DedupeSettings:
+    """near: least share of text in common for a near duplicate; None: only what is the same word for word."""
+
+    near: float | None = 0.85
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"near": self.near}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is done to a corpus; None leaves a step out. Everything here is part of the manifest."""
+
+    clean: CleanSettings | None = None
+    questions: Questions | None = None
+    language: LanguageRule | None = None
+    detect_language: bool = False  # count languages though none is dropped
+    dedupe: DedupeSettings | None = None
+    split: SplitSettings | None = None
+    form: str = "sharegpt"
+    keep_rejected: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for the manifest and for the key of unfinished work."""
+        language = self.language
+        rule = language and {"keep": language.keep, "skip": language.skip, "threshold": language.threshold}
+        return {
+            "clean": self.clean and self.clean.as_dict(),
+            "contamination": self.questions and self.questions.as_dict(),
+            "language": rule or ({} if self.detect_language else None),
+            "dedupe": self.dedupe and self.dedupe.as_dict(),
+            "split": self.split and self.split.as_dict(),
+            "form": self.form,
+        }
+
+
+@dataclass(slots=True)
+class Kept:
+    """One conversation that came through: its lines, and what the reduce needs to know of it."""
+
+    id: str
+    lines: list[bytes]
+    characters: int
+    language: str = ""
+    tokens: int = 0
+    chain: list[int] = field(default_factory=list)
+    rounds: int = 0
+    overlong: int = 0
+    shortened: int = 0
+    dropped: list[bytes] = field(default_factory=list)  # rejected lines of rounds too long
+    dropped_rounds: int = 0
+
+
+@dataclass(slots=True)
+class Account:
+    """Counts of a chunk, or of any sum of chunks. drops: "step: reason" -> samples; first: where each was first."""
+
+    samples: int = 0
+    forms: Counter[str] = field(default_factory=Counter)
+    drops: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, other: Account) -> None:
+        self.samples += other.samples
+        self.forms.update(other.forms)
+        self.drops.update(other.drops)
+        self.notes.update(other.notes)
+        for key, place in other.first.items():
+            self.first.setdefault(key, place)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a chunk."""
+
+    account: Account
+    kept: list[Kept]
+    conversations: list[Conversation]  # of `kept`, unsplit, for the signatures
+    rejected: list[bytes]
+
+
+def process(samples: Sequence[Sample], first: int, path: str, stem: str, settings: Settings) -> Outcome:
+    """samples: neighbours in the file `path`, the first of them its `first`-th. Raises nothing for bad data."""
+    done = Outcome(Account(), [], [], [])
+    encode = encoder()
+    for number, sample in enumerate(samples, start=first):
+        done.account.samples += 1
+        found = _through(sample.value, f"{stem}-{number}", settings, done.account)
+        if not isinstance(found, Drop):
+            language, conversation = found
+            text = sum(len(turn.text) for turn in conversation.turns)
+            done.kept.append(Kept(conversation.id, [], text, language))
+            done.conversations.append(conversation)
+            continue
+        key = f"{found.step}: {found.reason}"
+        done.account.drops[key] += 1
+        done.account.first.setdefault(key, f"{path}: {sample.where}: {found.detail}")
+        if settings.keep_rejected:
+            place = {"file": path, "where": sample.where}
+            value = None if isinstance(sample.value, Unreadable) else sample.value
+            done.rejected.append(rejected_line(encode, found, place, value))
+    _finish(done, settings)
+    return done
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Why a sample is left out, and by which step."""
+
+    step: str
+    reason: str
+    detail: str
+
+
+def rejected_line(encode: Callable[[Any], bytes], drop: Drop, place: dict[str, Any], sample: Any) -> bytes:
+    """A line of the rejected file: everything needed to judge the drop, and the sample as it was."""
+    entry = {"step": drop.step, "reason": drop.reason, "detail": drop.detail, **place, "sample": sample}
+    try:
+        return encode(entry) + b"\n"
+    except (
+        TypeError,
+        ValueError,
+        RecursionError,
+    ):  # half a surrogate, a date of Parquet, a number of 100 digits
+        import json
+
+        try:
+            return json.dumps(entry, default=str).encode("ascii") + b"\n"
+        except (ValueError, RecursionError):
+            return encode({**entry, "detail": "the sample cannot be written as JSON", "sample": None}) + b"\n"
+
+
+def _through(value: Any, name: str, settings: Settings, account: Account) -> tuple[str, Conversation] | Drop:
+    if isinstance(value, Unreadable):
+        return Drop("read", value.reason, value.detail)
+    if settings.clean is not None:
+        from trainer.data.clean import Rejection, clean
+
+        cleaned = clean(value, name, settings.clean)
+        if isinstance(cleaned, Rejection):
+            return Drop(_step_of(cleaned.reason), cleaned.reason, cleaned.detail)
+        conversation = cleaned.conversation
+        account.forms[cleaned.form] += 1
+        account.notes.update(cleaned.notes)
+    else:
+        try:
+            conversation, form, trimmed = read_sample(value, name)
+        except Refused as refusal:
+            return Drop("read", refusal.reason, refusal.detail)
+        account.forms[form] += 1
+        if trimmed:
+            account.notes["trailing question dropped"] += 1
+    if settings.questions is not None and (detail := settings.questions.found_in(conversation)):
+        return Drop("contamination", "evaluation question", detail)
+    if settings.language is None and not settings.detect_language:
+        return "", conversation
+    from trainer.data.language import detect
+
+    language = detect(conversation)
+    if settings.language is not None and (verdict := settings.language.judge(language)):
+        return Drop("language", verdict.reason, verdict.detail)
+    return language.code, conversation
+
+
+@lru_cache(maxsize=1)
+def _filters() -> frozenset[str]:
+    from trainer.data.clean import FILTERS
+
+    return frozenset(FILTERS)
+
+
+@lru_cache(maxsize=256)
+def _step_of(reason: str) -> str:
+    """clean() reads, converts and filters in one call; its reasons tell which of them it was."""
+    from trainer.data.samples import REASONS
+
+    return "read" if reason in REASONS else "filter" if reason in _filters() else "clean"
+
+
+def _finish(done: Outcome, settings: Settings) -> None:
+    encode, shape = encoder(), FORMS[settings.form]
+    splitter = _splitter(settings.split) if settings.split else None
+    cuts = splitter.split_all(done.conversations) if splitter else [None] * len(done.kept)
+    for kept, conversation, cut in zip(done.kept, done.conversations, cuts, strict=True):
+        if settings.dedupe:
+            from trainer.data.signatures import chain_hashes
+
+            kept.chain = chain_hashes(conversation)
+        parts = [conversation]
+        if splitter and cut:
+            parts, kept.tokens = cut.parts, sum(cut.tokens)
+            kept.overlong, kept.shortened = cut.overlong, cut.shortened
+            kept.dropped_rounds = len(cut.dropped)
+            if settings.keep_rejected:
+                drop = Drop("split", "round too long", f"longer than {splitter.settings.max_length} tokens")
+                kept.dropped = [
+                    rejected_line(encode, drop, {"id": one.id}, FORMS["sharegpt"](one)) for one in cut.dropped
+                ]
+        kept.rounds = sum(turn.role == "assistant" for turn in conversation.turns)
+        kept.lines = [encode(shape(part)) + b"\n" for part in parts]
+
+
+@lru_cache(maxsize=2)
+def _splitter(settings: SplitSettings) -> Splitter:
+    return Splitter(settings)
