@@ -1,9 +1,9 @@
 """Cleaning beside FastChat 0.2.36's clean_sharegpt: conversations per CPU second, and what becomes of the text.
 
-    VLAUNCH_FASTCHAT_PYTHON=/venv/bin/python python tests/benchmarks/clean.py [--n 2000 20000] [--repeat 3]
+    FASTCHAT_PYTHON=/venv/bin/python python tests/benchmarks/clean.py [--n 2000 20000] [--repeat 3]
                                                                              [--fidelity 2000] [--json FILE]
 
-VLAUNCH_FASTCHAT_PYTHON names a python that has fschat==0.2.36 (pip install --no-deps), bs4, markdownify==0.11.6 and
+FASTCHAT_PYTHON names a python that has fschat==0.2.36 (pip install --no-deps), bs4, markdownify==0.11.6 and
 tqdm; without it only our side runs. Input: shared/tools/gen_sharegpt.py, seed 0 (VLAUNCH_SHARED names shared/).
 
 Speed: whole processes, from the start of python to the written file, children included, user and system time; both
@@ -194,9 +194,9 @@ def main() -> None:
     options = parser.parse_args()
     if not SHARED.exists():
         return print(f"skipped: there is no {SHARED} with tools/gen_sharegpt.py; VLAUNCH_SHARED names it")
-    fastchat = os.environ.get("VLAUNCH_FASTCHAT_PYTHON")
+    fastchat = os.environ.get("FASTCHAT_PYTHON")
     if not fastchat:
-        print("FastChat: skipped, VLAUNCH_FASTCHAT_PYTHON names no python that has it")
+        print("FastChat: skipped, FASTCHAT_PYTHON names no python that has it")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows = [speed(count, options.repeat, fastchat, folder) for count in options.n]

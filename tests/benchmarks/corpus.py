@@ -1,6 +1,6 @@
 """The corpus pipeline against FastChat 0.2.36's scripts: same machine, same run, same input, CPU seconds.
 
-    VLAUNCH_FASTCHAT_PYTHON=/path/to/python python -m tests.benchmarks.corpus --raw 2000.json --raw 20000.json
+    FASTCHAT_PYTHON=/path/to/python python -m tests.benchmarks.corpus --raw 2000.json --raw 20000.json
 
 --raw: what gen_sharegpt.py writes. FastChat's environment needs fschat==0.2.36, transformers==4.46.3, sentencepiece,
 beautifulsoup4, markdownify==0.11.6 and, for its language filter, polyglot, pycld2 and pyicu. Both sides count tokens
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--ours-only", action="store_true")
     asked = parser.parse_args()
-    theirs = os.environ.get("VLAUNCH_FASTCHAT_PYTHON", "")
+    theirs = os.environ.get("FASTCHAT_PYTHON", "")
     asked.work.mkdir(parents=True, exist_ok=True)
     tokeniser = asked.work / "tokeniser"
     if not (tokeniser / "tokenizer.json").exists():

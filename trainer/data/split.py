@@ -1,7 +1,7 @@
 """Conversations to parts that fit the context, cut between rounds only, and no round ever lost.
 
 A round is a question and its answer. Rounds are taken greedily: a part ends where the next round would not fit,
-and the next part begins with that very round. (FastChat loses it: 1.7 % of all rounds, facts/fastchat.md.)
+and the next part begins with that very round. (FastChat loses it: 1.7 % of all rounds, docs/benchmarks.md.)
 Each part repeats the conversation's own system turn. A part's id is the conversation's with "-part1", "-part2";
 `origin` undoes it. A round that does not fit by itself is dealt with as `overlong` says, and counted.
 """
