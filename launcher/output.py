@@ -18,6 +18,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import click
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
 JSON_VERSION = 1
@@ -101,6 +103,19 @@ def console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, quiet=session().quiet, no_color=not colour(sys.stderr), highlight=False)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """A file for the user, whole or not at all; raises VlaunchError where it cannot be written."""
+    from launcher.errors import VlaunchError
+
+    arriving = path.with_name(path.name + ".part")
+    try:
+        arriving.write_bytes(data)
+        arriving.replace(path)
+    except OSError as error:
+        arriving.unlink(missing_ok=True)
+        raise VlaunchError(f"cannot write {path}: {error.strerror}", hint="name another place") from None
 
 
 def animated() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from launcher import options
-from launcher.output import emit, say
+from launcher.output import emit, say, write_whole
 
 
 @options.verb(
@@ -38,10 +38,10 @@ def command(ctx: click.Context, runs: tuple[str, ...], store: str, html: str | N
     records = [read_run(store, name) for name in names]
     reports = [record.costs(now) for record in records]
     if html:
-        Path(html).write_text(html_report.page(records, now), encoding="utf-8")
+        write_whole(Path(html), html_report.page(records, now).encode())
         say(f"wrote {html}")
     if csv:
-        Path(csv).write_text(tables.as_csv(reports), encoding="utf-8", newline="")
+        write_whole(Path(csv), tables.as_csv(reports).encode())
         say(f"wrote {csv}")
     total = reports[0] if len(reports) == 1 else combine(reports, "all runs")
     text = terminal.overview_text if not runs and len(reports) > 1 else terminal.cost_text

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 from launcher.errors import require_extra
+from launcher.output import write_whole
 from launcher.report.charts import smoothed
 from launcher.runview import RunRecord
 
@@ -46,4 +48,6 @@ def write_png(record: RunRecord, path: Path) -> None:
     axes.set(xlabel="step", ylabel="loss", title=record.run_id)
     axes.grid(color="#e1e0d9", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, format="png")
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png")
+    write_whole(path, drawn.getvalue())
