@@ -104,6 +104,7 @@ def test_ten_steps_are_those_of_a_plain_loop(tmp_path: Path, packing: bool) -> N
     )  # fmt: skip
     live(run, box, Death("never"))
     steps, evaluations = read_metrics(open_store(run))
+    box = next(box.glob("*-e*"))
     tokeniser = PreTrainedTokenizerFast.from_pretrained(box / "inputs/tokeniser")
     inputs = (TokenisedCorpus(box / "inputs" / part) for part in ("train", "held-out"))
     curve, losses = reference(config, *inputs, tokeniser)
