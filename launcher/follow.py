@@ -17,7 +17,7 @@ import click
 from launcher.clouds.base import Cloud, is_live, open_cloud
 from launcher.errors import LimitReached, NotReady, RemoteJobFailed, UsageError, VlaunchError
 from launcher.launch import from_events
-from launcher.output import animated, console, emit, say, session
+from launcher.output import animated, console, emit, say
 from launcher.render import run_uri
 from launcher.runview import RunRecord, RunView, State, read_run, state_of, view
 from trainer.artifacts.journal import RunEvent, read_journal
@@ -67,8 +67,8 @@ def follow(store: str, name: str, known: Collection[str] = ()) -> None:
                 for event in record.events:
                     if event.key not in told:
                         told.add(event.key)
-                        _tell(event)
-                screen(seen)
+                        screen.say(_turning_point(event))
+                screen.show(seen)
     except KeyboardInterrupt:
         say(f"\nthe run goes on; vlaunch logs -f {name} follows it, vlaunch stop {name} ends it")
         raise
@@ -176,9 +176,22 @@ class _Screen:
         self._live = live
         self._said = float("-inf")
 
-    def __call__(self, seen: RunView) -> None:
+    def say(self, line: str | None) -> None:
+        """A line that stays, above the one that moves."""
+        if line is None:
+            return
+        if self._live is None:
+            say(line)
+        else:
+            self._live.console.print(line, markup=False, soft_wrap=True)
+
+    def show(self, seen: RunView) -> None:
         if self._live is not None:
-            self._live.update(_bar(seen, get_terminal_size().columns))
+            from rich.text import Text
+
+            self._live.update(
+                Text(_bar(seen, get_terminal_size().columns), no_wrap=True, overflow="ellipsis")
+            )
         elif seen.state is State.RUNNING and time.monotonic() - self._said >= _LINE_EVERY_S:
             self._said = time.monotonic()
             say(_progress(seen))
@@ -207,8 +220,8 @@ def _progress(seen: RunView) -> str:
     return "  ".join([*parts, f"attempt {seen.attempt} in {seen.region}", seen.state.value])
 
 
-def _tell(event: RunEvent) -> None:
-    """The turning points of a run, one line each."""
+def _turning_point(event: RunEvent) -> str | None:
+    """A turning point of a run as one line; None for events that are none."""
     data = event.data
     at = event.time.astimezone().strftime("%H:%M:%S")
     line = {
@@ -234,8 +247,7 @@ def _tell(event: RunEvent) -> None:
         "exported": lambda: f"model exported, {data['bytes'] / 1e6:.1f} MB",
         "failed": lambda: f"attempt {event.attempt} failed: {data['error']}",
     }.get(event.kind)
-    if line is not None and not session().quiet:
-        say(f"{at}  {line()}")
+    return f"{at}  {line()}" if line is not None else None
 
 
 def _last(record: RunRecord, *kinds: str) -> RunEvent | None:
