@@ -7,10 +7,9 @@ a few per cent a week, so every figure that rests on them says where it comes fr
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
-from trainer.errors import UsageError
+from trainer.errors import UsageError, nearest
 
 SOURCE = "SkyPilot catalog v8, commit 00148f2a, late 2025"
 
@@ -64,7 +63,7 @@ def offers(accelerator: str) -> list[Price]:
     ]
     if not fitting:
         known = sorted({price.accelerator for price in PRICES if price.accelerator})
-        close = difflib.get_close_matches(accelerator, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+        close = nearest(accelerator, known)
+        hint = f"did you mean {close}?" if close else f"known are {', '.join(known)}"
         raise UsageError(f"no price is known for {accelerator}", hint=hint)
     return sorted(fitting, key=lambda price: price.spot)

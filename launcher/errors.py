@@ -22,6 +22,7 @@ from trainer.errors import (
     StoreError,
     UsageError,
     VlaunchError,
+    nearest,
 )
 
 __all__ = [
@@ -60,11 +61,3 @@ def require_extra(extra: str, *modules: str, needed_for: str) -> None:
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
         raise MissingExtra(extra, needed_for=needed_for, missing=missing)
-
-
-def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that `word` was probably meant to be. difflib is imported only for a mistake."""
-    from difflib import get_close_matches
-
-    found = get_close_matches(word, list(names), n=1, cutoff=0.6)
-    return found[0] if found else None

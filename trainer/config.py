@@ -7,14 +7,13 @@ a silent change would make two halves of one loss curve incomparable.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, nearest
 
 Method = Literal["full", "lora", "qlora"]
 Strategy = Literal["fsdp", "deepspeed"]
@@ -295,10 +294,9 @@ def _problem(detail: Any) -> str:
 
 def _nearest(key: str, known: list[str]) -> str:
     by_leaf = {name.rsplit(".", 1)[-1]: name for name in known}
-    close = difflib.get_close_matches(key, known, n=1) or [
-        by_leaf[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], list(by_leaf), n=1)
-    ]
-    return f"did you mean {close[0]}?" if close else "docs/recipes.md lists every field"
+    leaf = nearest(key.rsplit(".", 1)[-1], by_leaf)
+    close = nearest(key, known) or (by_leaf[leaf] if leaf else None)
+    return f"did you mean {close}?" if close else "docs/recipes.md lists every field"
 
 
 def _value(text: str) -> Any:

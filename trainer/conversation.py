@@ -22,13 +22,12 @@ literal "<s>"; that one is template text (in `next_turn`), the very first "<s>" 
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from trainer.errors import ConfigError, DataError
+from trainer.errors import ConfigError, DataError, nearest
 
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 ROLES = (SYSTEM, USER, ASSISTANT)
@@ -201,11 +200,11 @@ def get_template(name: str) -> ChatTemplate:
     """The template of that name. Raises ConfigError with the nearest name if there is none."""
     if name in TEMPLATES:
         return TEMPLATES[name]
-    nearest = difflib.get_close_matches(name.lower(), TEMPLATES, n=1, cutoff=0.4)
+    close = nearest(name.lower(), TEMPLATES)
     known = "known templates: " + ", ".join(TEMPLATES)
     raise ConfigError(
         f"there is no chat template {name!r}",
-        hint=f"did you mean {nearest[0]}? {known}" if nearest else known,
+        hint=f"did you mean {close}? {known}" if close else known,
     )
 
 

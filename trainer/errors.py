@@ -20,6 +20,8 @@ Light: the laptop raises and catches these too, so nothing here may import torch
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class VlaunchError(Exception):
     """The root: `message` says what is wrong and where, `hint` what to do next."""
@@ -94,3 +96,11 @@ class Interrupted(VlaunchError):
     """The user pressed Ctrl-C."""
 
     exit_code = 130
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that `word` was probably meant to be. difflib is imported only for a mistake."""
+    from difflib import get_close_matches
+
+    found = get_close_matches(word, list(names), n=1)
+    return found[0] if found else None

@@ -8,7 +8,6 @@ single-16-GB-card document (r 8, alpha 16, dropout 0.05, base in 8 bit, 512 toke
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ from trainer.config import (
     TrainConfig,
     TrainSection,
 )
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +130,9 @@ def get_recipe(size: str, method: Method = "full") -> Recipe:
     name = size.lower().removesuffix("b") if size.lower() != "tiny" else "tiny"
     if name not in RECIPES:
         # A number close to another number is another model, not a slip of the hand.
-        close = [] if size[:1].isdigit() else difflib.get_close_matches(size, list(RECIPES), n=1)
+        close = None if size[:1].isdigit() else nearest(size, RECIPES)
         hint = (
-            f"did you mean {close[0]}?"
-            if close
-            else f"sizes are {', '.join(RECIPES)}; --model takes any other"
+            f"did you mean {close}?" if close else f"sizes are {', '.join(RECIPES)}; --model takes any other"
         )
         raise ConfigError(f"no recipe of size {size!r}", hint=hint)
     return RECIPES[name](method)

@@ -10,7 +10,6 @@ what no training could use (no turns, no answer, unknown roles) is refused whate
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 import tomllib
@@ -24,7 +23,7 @@ from trainer.conversation import ASSISTANT, SYSTEM, USER, Conversation, Turn
 from trainer.data import samples
 from trainer.data.html import HtmlRejected, looks_like_html, to_markdown
 from trainer.data.samples import Refused, read_turns, sample_id
-from trainer.errors import ConfigError, DataError
+from trainer.errors import ConfigError, DataError, nearest
 
 # FastChat's clean_sharegpt drops conversations with fewer characters in all.
 MIN_CHARACTERS = 16
@@ -132,11 +131,11 @@ def clean_settings(
     on, off = set(on), set(off)
     for name in sorted(on | off):
         if name not in FILTERS:
-            nearest = difflib.get_close_matches(name, FILTERS, n=1)
+            close = nearest(name, FILTERS)
             hint = "the filters are " + ", ".join(FILTERS)
             raise ConfigError(
                 f"there is no filter {name!r}",
-                hint=f"did you mean {nearest[0]!r}? {hint}" if nearest else hint,
+                hint=f"did you mean {close!r}? {hint}" if close else hint,
             )
     if html not in _HTML_MODES:
         raise ConfigError(f"html cannot be {html!r}", hint="it is one of " + ", ".join(_HTML_MODES))
