@@ -16,6 +16,7 @@ import argparse
 import fcntl
 import logging
 import os
+import secrets
 import signal
 import sys
 import time
@@ -32,7 +33,7 @@ from launcher.plan import Candidate
 from launcher.render import trusted_task
 from launcher.spot.policy import choose
 from trainer.artifacts.journal import Journal, RunEvent, read_journal
-from trainer.artifacts.layout import TASK, log_key
+from trainer.artifacts.layout import TASK, attempt_key, log_key
 from trainer.artifacts.store import Store, open_store
 from trainer.errors import (
     LimitReached,
@@ -147,6 +148,8 @@ class Keeper:
             self._wait_for_capacity(launch, events)
             return False
         Limits(launch, candidate, events).refuse(Journal(self._store, attempt - 1, "launcher", quiet=True))
+        while not self._store.put_new(attempt_key(attempt), secrets.token_hex(16).encode()):
+            attempt += 1  # another computer looks after this run too: two machines are never billed as one
         task = trusted_task(self._store.get(TASK), self._run_uri)
         taken_at = market.taken_at(candidate.zone, now_s, attempt) + began
         reason = self._live(launch, task, candidate, attempt, taken_at, events)

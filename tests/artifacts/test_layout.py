@@ -65,6 +65,7 @@ def test_the_other_keys_are_those_of_the_design() -> None:
     assert layout.run_prefix("v13") == "runs/v13"
     assert layout.export_key("model.safetensors") == "export/model.safetensors"
     assert layout.cache_key("tokens") == layout.cache_key("tokens.json") == "cache/tokens.json"
+    assert layout.attempt_key(3) == "attempt/000003"
     assert layout.log_key(3, "box.log") == "logs/attempt-000003/box.log"
 
 

@@ -2,6 +2,7 @@
 
     runs/<run_id>/config.json                                   write-once
     runs/<run_id>/task.yaml                                     what was launched, without secrets
+    runs/<run_id>/attempt/<attempt6>                            whose machine has this ordinal
     runs/<run_id>/epoch/<epoch8>                                the claim of an attempt
     runs/<run_id>/epoch/<epoch8>.start                          where it resumed, or that it is void
     runs/<run_id>/blob/<sha256>                                 shared: corpus, imported weights, caches
@@ -73,6 +74,10 @@ class JournalKey(NamedTuple):
     attempt: int
     seq: int
     kind: str
+
+
+def attempt_key(attempt: int) -> str:
+    return f"attempt/{attempt:06d}"
 
 
 def epoch_key(epoch: int) -> str:
