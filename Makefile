@@ -32,7 +32,7 @@ $(STAMP):
 # The same name goes on with the same run; RUN=another starts afresh.
 RUN ?= quickstart
 quickstart: install
-	.venv/bin/vlaunch train --size tiny --spot --infra local --preempt-every 40s,5s --name $(RUN) --yes
+	.venv/bin/vlaunch train --size tiny --spot --infra local --preempt-every 25s,5s --name $(RUN) --yes
 	.venv/bin/vlaunch metrics $(RUN) --last 3 --png $(RUN).png
 	.venv/bin/vlaunch cost-report $(RUN) --html $(RUN).html >/dev/null
 	@echo "look at $(RUN).png and $(RUN).html; vlaunch status $(RUN) says where the model is"
