@@ -17,6 +17,7 @@ from trainer.errors import ConfigError, nearest
 
 Method = Literal["full", "lora", "qlora"]
 Strategy = Literal["fsdp", "deepspeed"]
+Offload = Literal["none", "optimizer", "all"]
 
 
 # Seconds of standing still that a save is taken to cost before one has been measured: little, so that the first
@@ -46,6 +47,8 @@ class ModelSection(Section):
     """Commit, tag or branch of a Hugging Face base; None is its newest, which may change between attempts."""
     files: tuple[StoredFile, ...] = ()
     """A local base model's files (config, tokeniser, safetensors), carried through the store."""
+    origin: str | None = None
+    """The folder that `files` came from: what adapter_config.json calls the base."""
     shape: dict[str, Any] | None = None
     """Hugging Face config fields of a model trained from scratch, with its `model_type`."""
     vocab_size: int | None = Field(default=None, ge=300, le=262_144)
@@ -105,6 +108,16 @@ class TrainSection(Section):
     """Recompute activations in the backward pass: a third more compute for most of their memory."""
     bf16: bool = True
     """bfloat16 forward and backward over float32 master weights; False keeps float32 throughout."""
+    optim: Literal["adamw_torch_fused", "adamw_bnb_8bit"] = "adamw_torch_fused"
+    """AdamW's kernel; bnb_8bit keeps both moments in 8 bit (2 bytes a weight instead of 8), other numbers."""
+    attn_implementation: Literal["auto", "sdpa", "varlen"] = "auto"
+    """Attention kernel; auto takes the fastest that this card can also run backward."""
+    use_liger_kernel: bool | None = None
+    """Liger's fused kernels; None takes them where they are installed and the card runs them."""
+    torch_compile: bool | None = None
+    """Compile each decoder layer; None leaves it to the card: a compilation costs minutes at each start."""
+    tf32: bool = True
+    """TensorFloat-32 in float32 matrix products of cards that have it."""
     seed: int = Field(default=42, ge=0, lt=2**31)
     """Of initial weights, sample order and dropout; 42 is TrainingArguments' default."""
     eval_strategy: Literal["no", "steps"] = "steps"
@@ -113,6 +126,8 @@ class TrainSection(Section):
     """Steps between two held-out losses; 500 is TrainingArguments' default."""
     max_eval_samples: int = Field(default=256, ge=1)
     """Held-out conversations measured each time: enough for two digits, at a few seconds of one GPU."""
+    early_stopping_patience: int = Field(default=0, ge=0)
+    """End the run after so many held-out losses in a row without a better one; 0 never does."""
     logging_seconds: float = Field(default=15.0, gt=0.0)
     """Metrics reach the store at least this often, so that a status is fresh without one PUT a step."""
 
@@ -143,6 +158,8 @@ class CheckpointSection(Section):
     """Newest checkpoints kept; 2, so that a corrupt one has a fallback."""
     keep_every: int = Field(default=0, ge=0)
     """Keep also every checkpoint whose step is a multiple; 0 keeps none."""
+    keep_best: bool = False
+    """Keep the checkpoint with the lowest held-out loss, and export that one instead of the last."""
     on_notice: bool = True
     """Try one more save when the machine announces its end."""
 
@@ -150,6 +167,12 @@ class CheckpointSection(Section):
 class ParallelSection(Section):
     strategy: Strategy = "fsdp"
     """fsdp: PyTorch FSDP2; deepspeed: ZeRO."""
+    zero_stage: Literal[2, 3] = 2
+    """Under deepspeed, what is spread besides the optimiser: 2 gradients, 3 the weights too."""
+    offload: Offload = "none"
+    """What lives in host memory instead of the card's: optimizer, or all (weights too)."""
+    deepspeed: dict[str, Any] = {}
+    """Further keys of a DeepSpeed configuration, as --deepspeed FILE gave them."""
     processes: int | None = Field(default=None, ge=1)
     """Processes per machine; None is one per GPU, or one where there is none."""
     threads: int | None = Field(default=None, ge=1)
@@ -195,6 +218,7 @@ OLD_NAMES: dict[str, str] = {
     "train_batch_size": "train.global_batch_size",
     "lr": "train.learning_rate",
     "epochs": "train.num_train_epochs",
+    "load_best_model_at_end": "checkpoint.keep_best",
 }
 DERIVED = {
     "gradient_accumulation_steps": "it follows from global_batch_size, per_device_train_batch_size and "
