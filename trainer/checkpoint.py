@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
@@ -36,8 +36,7 @@ from trainer.artifacts.manifest import FileEntry, Manifest, put_blob
 from trainer.artifacts.store import Store
 from trainer.config import ASSUMED_STALL_S, CheckpointSection
 from trainer.errors import Fenced, StoreError, VlaunchError
-from trainer.optim import set_steps_taken
-from trainer.parallel import World
+from trainer.parallel import Sharded, World
 from trainer.sampler import Position
 
 log = logging.getLogger("trainer")
@@ -46,51 +45,33 @@ log = logging.getLogger("trainer")
 _SHARED_GRACE_S = 3600.0
 
 
-def training_state(model: nn.Module, optimiser: torch.optim.AdamW, world: World) -> dict[str, Tensor]:
-    """Every tensor that the next step depends on: weights, both moments, and each process's random state.
-
-    Schedule, sample order and AdamW's step count are functions of the step and need no saving.
-    """
-    state: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            state[f"model.{name}"] = parameter.detach()
-            state[f"exp_avg.{name}"] = optimiser.state[parameter]["exp_avg"]
-            state[f"exp_avg_sq.{name}"] = optimiser.state[parameter]["exp_avg_sq"]
-    return state | random_state(world)
-
-
 def random_state(world: World) -> dict[str, Tensor]:
+    """This process's random streams, as tensors."""
     state = {f"rng.cpu.{world.rank}": torch.get_rng_state()}
     if world.device.type == "cuda":
         state[f"rng.cuda.{world.rank}"] = torch.cuda.get_rng_state(world.device)
     return state
 
 
-def restore(
-    directory: Path,
-    manifest: Manifest,
-    model: nn.Module,
-    optimiser: torch.optim.AdamW,
-    world: World,
-    seed: int,
-) -> bool:
+def restore(directory: Path, manifest: Manifest, sharded: Sharded, world: World, seed: int) -> bool:
     """Load a verified checkpoint into a sharded model of any world size.
 
     Returns:
         Whether the continuation is bit-exact. With another number of processes or threads, or on another kind of
         device, sums are formed in another order, and the random state is drawn anew from (seed, step, rank).
     """
-    state = training_state(model, optimiser, world)
     exact = (manifest.world_size, manifest.machine) == (world.size, world.machine)
-    if not exact:
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("rng.")}
-    dcp.load(state, storage_reader=HuggingFaceStorageReader(str(directory)), process_group=world.save_group)
-    set_steps_taken(optimiser, manifest.step)
+    streams = random_state(world) if exact else {}
+
+    def read(tensors: dict[str, Tensor]) -> None:
+        reader = HuggingFaceStorageReader(str(directory))
+        dcp.load(tensors | streams, storage_reader=reader, process_group=world.save_group)
+
+    sharded.load(read, manifest.step, manifest.world_size)
     if exact:
-        torch.set_rng_state(state[f"rng.cpu.{world.rank}"])
+        torch.set_rng_state(streams[f"rng.cpu.{world.rank}"])
         if world.device.type == "cuda":
-            torch.cuda.set_rng_state(state[f"rng.cuda.{world.rank}"], world.device)
+            torch.cuda.set_rng_state(streams[f"rng.cuda.{world.rank}"], world.device)
     else:
         seed_process(seed, manifest.step, world.rank)
     return exact
@@ -191,8 +172,11 @@ class Checkpointer:
     def due(self, step: int) -> bool:
         return self.cadence.due(step, time.monotonic() - self._last_begun)
 
-    def save(self, step: int, position: Position, state: dict[str, Tensor]) -> None:
-        """Begin a save of the state after optimiser step number `step`. Returns after the copy."""
+    def save(self, step: int, position: Position, sharded: Sharded) -> None:
+        """Begin a save of the state after optimiser step number `step`. Returns after the copy.
+
+        Schedule, sample order and AdamW's step count are functions of the step and need no saving.
+        """
         self.wait()
         began = time.monotonic()
         self._last_begun = began
@@ -200,6 +184,7 @@ class Checkpointer:
         directory = self._stage / f"step-{step:012d}"
         shutil.rmtree(directory, ignore_errors=True)
         writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
+        state = sharded.state() | random_state(self._world)
         written = dcp.async_save(
             state, storage_writer=writer, process_group=self._world.save_group, async_stager=self._stager
         )

@@ -88,6 +88,8 @@ class TrainSection(Section):
     """Rows per optimiser step over all processes; 128 is Vicuna's. Accumulation is derived from it."""
     per_device_train_batch_size: int = Field(default=4, ge=1)
     """Rows per forward pass of one process; 4 is Vicuna's on an A100-80GB."""
+    auto_batch: bool = False
+    """Find the most rows that one forward pass holds on this card; the global batch stays what it is."""
     learning_rate: float = Field(default=2e-5, gt=0)
     """Peak; 2e-5 is Vicuna's for all weights."""
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"

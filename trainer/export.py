@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
@@ -23,32 +21,24 @@ from trainer.artifacts.layout import EXPORT_MANIFEST, export_key
 from trainer.artifacts.manifest import hash_file
 from trainer.artifacts.store import Store
 from trainer.conversation import ChatTemplate, Turn
-from trainer.parallel import World
+from trainer.parallel import Sharded, World
 
 # Progress bars are for terminals; this is a log.
 transformers_logging.disable_progress_bar()
 
 
 def export(
-    model: PreTrainedModel,
-    tokeniser: PreTrainedTokenizerFast,
-    directory: Path,
-    world: World,
-    dtype: torch.dtype,
+    sharded: Sharded, tokeniser: PreTrainedTokenizerFast, directory: Path, world: World, dtype: torch.dtype
 ) -> None:
     """Write the whole model to `directory` on the first process; a collective.
 
-    Costs one full copy in the first process's host memory.
+    Costs one full copy, in `dtype`, in the first process's host memory.
     """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    gathered: dict[str, Any] = get_model_state_dict(model, options=options)
+    state = sharded.gathered(dtype)
     if not world.leads:
         return
     shutil.rmtree(directory, ignore_errors=True)
-    own = {name for name, _ in model.named_parameters()}
-    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - own
-    state = {name: gathered.pop(name).to(dtype) for name in sorted(gathered.keys() - tied)}
-    shape = copy.deepcopy(model.config)
+    shape = copy.deepcopy(sharded.model.config)
     shape.use_cache = True
     with torch.device("meta"):  # a model of this type, since what is saved says that it has its model's
         shell = AutoModelForCausalLM.from_config(shape, dtype=dtype)

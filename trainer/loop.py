@@ -15,16 +15,14 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
 
 from trainer.artifacts.metrics import EvalRecord, StepRecord
-from trainer.checkpoint import Checkpointer, training_state
+from trainer.checkpoint import Checkpointer
 from trainer.config import TrainSection
 from trainer.dataset import Batch, TokenisedCorpus
-from trainer.optim import learning_rate, set_learning_rate
-from trainer.parallel import World, reshard, synchronise_gradients
+from trainer.optim import learning_rate
+from trainer.parallel import Sharded, World
 from trainer.preemption import Notice
 from trainer.sampler import Sampler, batch_digest
 
@@ -46,8 +44,7 @@ class Job:
 
     train: TrainSection
     on_notice: bool
-    model: PreTrainedModel
-    optimiser: torch.optim.AdamW
+    sharded: Sharded
     corpus: TokenisedCorpus
     held_out: TokenisedCorpus | None
     sampler: Sampler
@@ -62,7 +59,7 @@ class Job:
 
 def train(job: Job, start: int) -> tuple[Ending, int]:
     """Optimiser steps `start`..total-1. Returns how it ended and the number of steps then taken."""
-    job.model.train()
+    job.sharded.model.train()
     if start == 0 or _held_out_due(job, start):  # a notice may have come before it was measured
         _measure_held_out(job, start)
     for step in range(start, job.total_steps):
@@ -87,7 +84,7 @@ def train(job: Job, start: int) -> tuple[Ending, int]:
 
 
 def held_out_loss(
-    model: PreTrainedModel, corpus: TokenisedCorpus, limit: int, world: World, rows: int
+    sharded: Sharded, corpus: TokenisedCorpus, limit: int, world: World, rows: int
 ) -> float:
     """Mean loss per trained token over the first `limit` conversations, dropout off; draws no random number."""
     count = min(limit, len(corpus))
@@ -95,14 +92,14 @@ def held_out_loss(
     mine = np.arange(world.rank, count, world.size)
     width = max(1, rows)
     steps = math.ceil(math.ceil(count / world.size) / width)
-    model.eval()
+    sharded.model.eval()
     summed = 0.0
     with torch.no_grad():
         for index in range(steps):
             batch = corpus.batch(mine[index * width : (index + 1) * width]).to(world.device)
-            summed += float(_summed_loss(model, batch))
-    reshard(model)
-    model.train()
+            summed += float(_summed_loss(sharded.model, batch))
+    sharded.settle()
+    sharded.model.train()
     return world.agree(summed)[0] / total
 
 
@@ -115,15 +112,11 @@ def _optimise(job: Job, step: int) -> tuple[float, float]:
     micro_batches = job.sampler.share(step, world.rank, world.size, train.per_device_train_batch_size)
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     for index, conversations in enumerate(micro_batches):
-        synchronise_gradients(job.model, index == len(micro_batches) - 1)
         batch = job.corpus.batch(conversations).to(world.device)
-        loss = _summed_loss(job.model, batch) * weight
-        (loss * world.size).backward()  # FSDP averages over processes; the loss is a sum over them
+        loss = _summed_loss(job.sharded.model, batch) * weight
+        job.sharded.backward(loss, last=index == len(micro_batches) - 1)
         total += loss.detach()
-    norm = _clip(job.model, train.max_grad_norm)
-    set_learning_rate(job.optimiser, learning_rate(train, step, job.total_steps))
-    job.optimiser.step()
-    job.optimiser.zero_grad(set_to_none=True)
+    norm = job.sharded.step(learning_rate(train, step, job.total_steps))
     return float(total), norm
 
 
@@ -140,11 +133,6 @@ def _summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     if not len(batch.targets):
         return logits.sum() * 0.0
     return cross_entropy(logits, batch.targets, reduction="sum")
-
-
-def _clip(model: nn.Module, limit: float) -> float:
-    norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def _tell(job: Job, step: int, loss: float, norm: float, seconds: float) -> None:
@@ -176,7 +164,7 @@ def _measure_held_out(job: Job, step: int) -> None:
     if job.held_out is None or not len(job.held_out):
         return
     loss = held_out_loss(
-        job.model, job.held_out, job.train.max_eval_samples, job.world, job.train.per_device_train_batch_size
+        job.sharded, job.held_out, job.train.max_eval_samples, job.world, job.train.per_device_train_batch_size
     )
     if job.world.leads:
         job.observer.held_out(EvalRecord(step=step, loss=loss, time=time.time()))
@@ -184,8 +172,7 @@ def _measure_held_out(job: Job, step: int) -> None:
 
 def _save(job: Job, step: int) -> None:
     job.observer.cut()
-    state = training_state(job.model, job.optimiser, job.world)
-    job.checkpointer.save(step, job.sampler.before(step), state)
+    job.checkpointer.save(step, job.sampler.before(step), job.sharded)
 
 
 def _leave(job: Job, step: int) -> None:

@@ -1,7 +1,7 @@
 """The network: its shape without memory, then its weights from whichever source this attempt has.
 
 Order of a start: `skeleton` builds the modules on the meta device (no memory, milliseconds even for 13B),
-parallel.py shards them, then exactly one of `random_weights`, `base_weights` or a checkpoint fills them.
+parallel.spread shards them, then exactly one of `random_weights`, `base_weights` or a checkpoint fills them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,6 +24,7 @@ from transformers import (
 from trainer import attention
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
+from trainer.parallel import Source
 
 
 def model_config(
@@ -84,22 +84,25 @@ def allocate(model: PreTrainedModel, device: torch.device) -> None:
             model._init_weights(module)  # the only entry point to the rotary frequencies of every family
 
 
-def random_weights(model: PreTrainedModel, shape: PreTrainedConfig, seed: int) -> None:
+def random_weights(shape: PreTrainedConfig, seed: int) -> Source:
     """The initialisation of the family, the same for every number of processes.
 
-    Costs one full copy of the model in each process's host memory while it is copied in.
+    Costs one full copy of the model in each process's host memory for as long as the source lives.
     """
     before = torch.get_rng_state()
     torch.manual_seed(seed)
     full = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
     torch.set_rng_state(before)
-    source = dict(full.named_parameters())
-    _fill(model, source.__getitem__)
+    return dict(full.named_parameters()).__getitem__
 
 
-def base_weights(model: PreTrainedModel, directory: Path) -> None:
+def base_weights(directory: Path, model: PreTrainedModel) -> Source:
     """Weights of a Hugging Face folder, one tensor in memory at a time. Safetensors only: a pickle from
-    the network is never opened."""
+    the network is never opened.
+
+    Raises:
+        ConfigError: the folder lacks a weight of `model`, or has one of another shape.
+    """
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise ConfigError(
@@ -119,20 +122,7 @@ def base_weights(model: PreTrainedModel, directory: Path) -> None:
             raise ConfigError(
                 f"the base model's {name} has shape {there}, its config.json means {list(parameter.shape)}"
             )
-    _fill(model, lambda name: where[name].get_tensor(name))
-
-
-@torch.no_grad()
-def _fill(model: nn.Module, source: Any) -> None:
-    for name, parameter in model.named_parameters():
-        full: Tensor = source(name).detach().to(dtype=parameter.dtype)
-        if isinstance(parameter, DTensor):
-            sharded = distribute_tensor(
-                full.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
-            )
-            parameter.copy_(sharded)
-        else:
-            parameter.copy_(full)
+    return lambda name: where[name].get_tensor(name)
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -1,24 +1,29 @@
-"""How the model is spread over processes: the only file that knows.
+"""The processes of an attempt, and what the rest of the trainer knows of a model that is spread over them.
 
-FSDP2 shards every decoder layer, on CPUs with gloo exactly as on GPUs with nccl. One process runs the same
-code over a mesh of one, so that a checkpoint means the same at every size.
+The loop, the checkpoints and the export speak to `Sharded` alone; fsdp.py is the way to be one.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from transformers import PreTrainedModel
 
 from trainer.config import TrainConfig
+
+# A weight of the whole model by its name, on any device and in any float type.
+Source = Callable[[str], Tensor]
+# Fills the given tensors in place from a checkpoint, each process its own part; a collective.
+Read = Callable[[dict[str, Tensor]], None]
 
 # A peer that died is found by its closed socket; this bounds the wait for one that merely hangs.
 _COLLECTIVE_TIMEOUT = timedelta(minutes=10)
@@ -86,33 +91,44 @@ def joined(rank: int, size: int, rendezvous: str, threads: int) -> Iterator[Worl
         dist.destroy_process_group()
 
 
-def shard(model: nn.Module, config: TrainConfig, world: World) -> None:
-    """Shard in place: each decoder layer is gathered just before its use and freed after it."""
-    policy = (
-        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        if config.train.bf16
-        else MixedPrecisionPolicy()
-    )
-    for layer in decoder_layers(model):
-        fully_shard(layer, mesh=world.mesh, mp_policy=policy)
-    fully_shard(model, mesh=world.mesh, mp_policy=policy)
+class Sharded(Protocol):
+    """A model and its optimiser, spread over processes.
+
+    Every method is called by all processes at the same point. Order of a life: `fill`, perhaps `load`, then
+    steps; each step is some `backward` and one `step`.
+    """
+
+    model: PreTrainedModel
+    """What is called; its parameters that require a gradient are trained."""
+
+    def fill(self, source: Source | None) -> None:
+        """Take memory and copy the weights in; None leaves them undefined, for a checkpoint to fill."""
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add gradients. `loss` is this process's part of a sum over all; `last`: the step's last backward."""
+
+    def step(self, rate: float) -> float:
+        """Clip, update the weights, forget the gradients. Returns the gradient's norm before clipping."""
+
+    def settle(self) -> None:
+        """Free what a forward pass without a backward left behind."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Trained weights and moments as they are, not copies; names are stable across attempts. Frozen weights
+        are not in it: they come from the base."""
+
+    def load(self, read: Read, steps: int, saved_by: int) -> None:
+        """Continue after `steps` optimiser steps, with a state that `saved_by` processes have saved."""
+
+    def gathered(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Every trained weight, whole, on the first process's CPU; nothing on the others. Tied ones come once."""
 
 
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks that the architecture itself names as indivisible."""
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    return [module for module in model.modules() if type(module).__name__ in names]
+def spread(model: PreTrainedModel, config: TrainConfig, world: World) -> Sharded:
+    """The model by the strategy that the config names, without weights yet.
 
+    The heavy imports of one strategy are not paid by the other.
+    """
+    from trainer.fsdp import FullyShardedModel
 
-def reshard(model: nn.Module) -> None:
-    """Free gathered weights. A forward pass without a backward leaves the root's behind, and whoever then
-    walks the parameters (a save) would see those instead of the shards that the optimiser knows."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
-
-
-def synchronise_gradients(model: nn.Module, now: bool) -> None:
-    """Reduce gradients in the coming backward pass, or only add them up."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(now)
+    return FullyShardedModel(model, config, world)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from trainer import export as exporting
 from trainer import model as building
@@ -21,15 +21,14 @@ from trainer.artifacts.journal import Journal
 from trainer.artifacts.manifest import Manifest
 from trainer.artifacts.metrics import EvalRecord, MetricsWriter, StepRecord
 from trainer.artifacts.store import Store
-from trainer.checkpoint import Checkpointer, restore, seed_process, training_state
+from trainer.checkpoint import Checkpointer, restore, seed_process
 from trainer.config import TrainConfig
 from trainer.conversation import get_template
 from trainer.dataset import TokenisedCorpus
 from trainer.errors import Preempted, StoreError
 from trainer.loop import Job, train
-from trainer.optim import adamw
 from trainer.packing import first_fit_decreasing, one_per_row
-from trainer.parallel import World, joined, shard
+from trainer.parallel import Sharded, Source, World, joined, spread
 from trainer.preemption import Notice
 from trainer.prepare import Inputs
 from trainer.sampler import Sampler
@@ -96,9 +95,9 @@ def _set_up(
     )
     sampler = Sampler(corpus.lengths, rows, train_config.global_batch_size, train_config.seed)
     clock.mark("data")
-    model, optimiser = _build(brief, world, tokeniser)
+    sharded = _build(brief, world, tokeniser)
     clock.mark("build")
-    start = _fill(brief, world, model, optimiser)
+    start = _fill(brief, world, sharded)
     clock.mark("load")
     total = sampler.total_steps(train_config.num_train_epochs, train_config.max_steps)
     observer = RankObserver(brief, world, total, start, clock)
@@ -107,42 +106,42 @@ def _set_up(
         brief.resumed, observer.flush,
     )  # fmt: skip
     job = Job(
-        train_config, config.checkpoint.on_notice, model, optimiser, corpus, held_out, sampler, total, world,
+        train_config, config.checkpoint.on_notice, sharded, corpus, held_out, sampler, total, world,
         checkpointer, notice, observer, brief.attempt, brief.lease.epoch,
     )  # fmt: skip
     return job, tokeniser, start, observer
 
 
-def _build(
-    brief: Brief, world: World, tokeniser: PreTrainedTokenizerFast
-) -> tuple[PreTrainedModel, torch.optim.AdamW]:
-    """The sharded network and its optimiser, without weights yet."""
+def _build(brief: Brief, world: World, tokeniser: PreTrainedTokenizerFast) -> Sharded:
+    """The sharded network, without weights yet."""
     shape = building.model_config(brief.config, tokeniser, brief.inputs.base)
     model = building.skeleton(shape)
     if brief.config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    shard(model, brief.config, world)
-    building.allocate(model, world.device)
-    return model, adamw(model.parameters(), brief.config.train)
+    return spread(model, brief.config, world)
 
 
-def _fill(brief: Brief, world: World, model: PreTrainedModel, optimiser: torch.optim.AdamW) -> int:
+def _fill(brief: Brief, world: World, sharded: Sharded) -> int:
     """Weights, moments and random state. Returns the steps already taken."""
     seed = brief.config.train.seed
-    if brief.resumed is not None:
-        exact = restore(brief.checkpoint, brief.resumed, model, optimiser, world, seed)
-        if not exact and world.leads:
-            log.warning(
-                "resumed %d processes as %d: the same samples in the same order, not bit-exact",
-                brief.resumed.world_size, world.size,
-            )  # fmt: skip
-        return brief.resumed.step
+    if brief.resumed is None:
+        sharded.fill(_weights(brief, sharded))
+        seed_process(seed, 0, world.rank)
+        return 0
+    sharded.fill(None)
+    exact = restore(brief.checkpoint, brief.resumed, sharded, world, seed)
+    if not exact and world.leads:
+        log.warning(
+            "resumed %d processes as %d: the same samples in the same order, not bit-exact",
+            brief.resumed.world_size, world.size,
+        )  # fmt: skip
+    return brief.resumed.step
+
+
+def _weights(brief: Brief, sharded: Sharded) -> Source:
     if brief.inputs.base is not None:
-        building.base_weights(model, brief.inputs.base)
-    else:
-        building.random_weights(model, model.config, seed)
-    seed_process(seed, 0, world.rank)
-    return 0
+        return building.base_weights(brief.inputs.base, sharded.model)
+    return building.random_weights(sharded.model.config, brief.config.train.seed)
 
 
 def _depart(brief: Brief, job: Job, step: int) -> NoReturn:
@@ -159,7 +158,7 @@ def _make_durable(brief: Brief, job: Job, step: int) -> None:
     deadline = time.monotonic() + _PATIENCE_S
     while saver.durable_step < step:
         job.observer.cut()
-        saver.save(step, job.sampler.before(step), training_state(job.model, job.optimiser, job.world))
+        saver.save(step, job.sampler.before(step), job.sharded)
         saver.wait()
         if saver.durable_step < step:
             noticed, over = job.world.agree(
@@ -178,7 +177,7 @@ def _finish(brief: Brief, job: Job, tokeniser: PreTrainedTokenizerFast, observer
     """Export, show one reply, and say that the run is over."""
     directory = brief.workdir / "export"
     dtype = torch.bfloat16 if brief.config.train.bf16 else torch.float32
-    exporting.export(job.model, tokeniser, directory, job.world, dtype)
+    exporting.export(job.sharded, tokeniser, directory, job.world, dtype)
     if not job.world.leads:
         return
     brief.lease.refuse_if_lost()

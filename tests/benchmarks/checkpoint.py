@@ -41,11 +41,11 @@ sys.path.insert(0, str(REPOSITORY))
 from trainer.artifacts.fencing import Lease, claim  # noqa: E402
 from trainer.artifacts.journal import Journal  # noqa: E402
 from trainer.artifacts.store import open_store  # noqa: E402
-from trainer.checkpoint import Checkpointer, training_state  # noqa: E402
+from trainer.checkpoint import Checkpointer  # noqa: E402
 from trainer.config import CheckpointSection, TrainConfig  # noqa: E402
-from trainer.model import allocate, parameter_count, random_weights, skeleton  # noqa: E402
-from trainer.optim import adamw  # noqa: E402
-from trainer.parallel import World, joined, shard  # noqa: E402
+from trainer.fsdp import FullyShardedModel  # noqa: E402
+from trainer.model import parameter_count, random_weights, skeleton  # noqa: E402
+from trainer.parallel import World, joined  # noqa: E402
 from trainer.sampler import Position  # noqa: E402
 
 TOKENS_PER_STEP = 512
@@ -84,16 +84,14 @@ class Trainee:
 
     def __init__(self, world: World) -> None:
         self.model: PreTrainedModel = skeleton(SHAPE)
-        shard(self.model, CONFIG, world)
-        allocate(self.model, world.device)
-        random_weights(self.model, SHAPE, seed=0)
-        self.optimiser = adamw(self.model.parameters(), CONFIG.train)
+        self.sharded = FullyShardedModel(self.model, CONFIG, world)
+        self.sharded.fill(random_weights(SHAPE, seed=0))
         self._tokens = torch.randint(0, SHAPE.vocab_size, (1, TOKENS_PER_STEP))
 
     def step(self) -> None:
-        self.model(input_ids=self._tokens, labels=self._tokens, use_cache=False).loss.backward()
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        loss = self.model(input_ids=self._tokens, labels=self._tokens, use_cache=False).loss
+        self.sharded.backward(loss, last=True)
+        self.sharded.step(CONFIG.train.learning_rate)
 
 
 def new_saver(world: World, lease: Lease, folder: Path) -> Checkpointer:
@@ -113,12 +111,11 @@ def run(way: str, world: World, trainee: Trainee, lease: Lease, folder: Path, wa
         if way == "none" or step % wanted.every or busy:
             continue
         stopped = time.monotonic()
-        state = training_state(trainee.model, trainee.optimiser, world)
-        saver.save(step, Position(step, step), state)
+        saver.save(step, Position(step, step), trainee.sharded)
         if way == "sync":
             saver.wait()
         outcome.stalls_s.append(time.monotonic() - stopped)
-        outcome.bytes = sum(map(_bytes, state.values()))
+        outcome.bytes = sum(map(_bytes, trainee.sharded.state().values()))
     saver.close()
     world.agree(0.0)
     outcome.wall_s = time.monotonic() - began

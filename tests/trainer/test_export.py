@@ -30,9 +30,9 @@ from trainer.artifacts.store import open_store
 from trainer.checkpoint import restore
 from trainer.config import TrainConfig
 from trainer.conversation import Conversation, Turn, get_template
-from trainer.model import allocate, model_config, skeleton
-from trainer.optim import adamw
-from trainer.parallel import World, joined, shard
+from trainer.fsdp import FullyShardedModel
+from trainer.model import model_config, skeleton
+from trainer.parallel import World, joined
 from trainer.prepare import fetch_all
 from trainer.tokenize import Encoder
 
@@ -107,9 +107,9 @@ def trained_model(done: Finished, world: World, folder: Path) -> PreTrainedModel
     fetch_all(store, list(manifest.files), folder)
     tokens = PreTrainedTokenizerFast.from_pretrained(next(done.box.glob("*-e*")) / "inputs/tokeniser")
     model = skeleton(model_config(done.config, tokens, None))
-    shard(model, done.config, world)
-    allocate(model, world.device)
-    restore(folder, manifest, model, adamw(model.parameters(), done.config.train), world, seed=0)
+    sharded = FullyShardedModel(model, done.config, world)
+    sharded.fill(None)
+    restore(folder, manifest, sharded, world, seed=0)
     return model.eval()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from trainer.artifacts.metrics import StepRecord, read_metrics
 from trainer.artifacts.store import open_store
 from trainer.config import ModelSection, TrainConfig
 from trainer.errors import ConfigError
-from trainer.model import allocate, base_weights, model_config, parameter_count, random_weights, skeleton
-from trainer.parallel import World, decoder_layers, joined, shard
+from trainer.fsdp import FullyShardedModel, decoder_layers
+from trainer.model import base_weights, model_config, parameter_count, random_weights, skeleton
+from trainer.parallel import Source, World, joined
 
 every_tying = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 
@@ -32,11 +33,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield one
 
 
-def allocated(shape: LlamaConfig, world: World) -> PreTrainedModel:
+def filled(
+    shape: LlamaConfig, world: World, source: Callable[[PreTrainedModel], Source | None]
+) -> PreTrainedModel:
+    """A sharded model with weights of the source made for it."""
     model = skeleton(shape)
-    shard(model, TrainConfig.model_validate({"train": {"bf16": False}}), world)
-    allocate(model, world.device)
+    sharded = FullyShardedModel(model, TrainConfig.model_validate({"train": {"bf16": False}}), world)
+    sharded.fill(source(model))
     return model
+
+
+def based(shape: LlamaConfig, world: World, folder: Path) -> PreTrainedModel:
+    return filled(shape, world, lambda model: base_weights(folder, model))
 
 
 def whole(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -66,19 +74,16 @@ def test_a_skeleton_of_13_billion_weights_takes_no_memory() -> None:
 @every_tying
 def test_random_weights_are_those_that_transformers_draws(world: World, tied: bool) -> None:
     shape = llama(tie_word_embeddings=tied)
-    model = allocated(shape, world)
-    random_weights(model, shape, seed=5)
+    model = filled(shape, world, lambda _: random_weights(shape, seed=5))
     torch.manual_seed(5)
     theirs = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
     assert same(whole(model), dict(theirs.named_parameters()))
 
 
-def test_drawing_weights_leaves_the_random_stream_where_it_was(world: World) -> None:
-    shape = llama()
-    model = allocated(shape, world)
+def test_drawing_weights_leaves_the_random_stream_where_it_was() -> None:
     torch.manual_seed(6)
     before = torch.get_rng_state()
-    random_weights(model, shape, seed=5)
+    random_weights(llama(), seed=5)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -102,7 +107,7 @@ def test_drawing_weights_leaves_the_random_stream_where_it_was(world: World) -> 
 )
 def test_what_no_checkpoint_holds_is_computed_anew(world: World, rope: dict[str, Any]) -> None:
     shape = llama(rope_parameters=rope)
-    ours = dict(allocated(shape, world).named_buffers())
+    ours = dict(filled(shape, world, lambda _: None).named_buffers())
     theirs = dict(AutoModelForCausalLM.from_config(shape).named_buffers())
     assert theirs and same(ours, theirs)
 
@@ -117,23 +122,20 @@ def test_a_base_model_is_loaded_exactly(world: World, tmp_path: Path, tied: bool
     base = AutoModelForCausalLM.from_config(shape)
     base.save_pretrained(tmp_path, max_shard_size=shard_size)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard_size == "10KB")
-    model = allocated(shape, world)
-    base_weights(model, tmp_path)
+    model = based(shape, world, tmp_path)
     assert same(whole(model), dict(base.named_parameters()))
 
 
 def test_a_base_model_in_half_precision_is_trained_in_full(world: World, tmp_path: Path) -> None:
     base = AutoModelForCausalLM.from_config(llama(), dtype=torch.bfloat16)
     base.save_pretrained(tmp_path)
-    model = allocated(llama(), world)
-    base_weights(model, tmp_path)
+    model = based(llama(), world, tmp_path)
     assert same(whole(model), {name: weight.float() for name, weight in base.named_parameters()})
 
 
 def test_a_base_model_gives_the_logits_that_transformers_gives(world: World, tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(llama(tie_word_embeddings=True)).save_pretrained(tmp_path)
-    model = allocated(llama(tie_word_embeddings=True), world)
-    base_weights(model, tmp_path)
+    model = based(llama(tie_word_embeddings=True), world, tmp_path)
     tokens = torch.arange(20)[None]
     with torch.no_grad():
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path)(tokens).logits
@@ -143,20 +145,20 @@ def test_a_base_model_gives_the_logits_that_transformers_gives(world: World, tmp
 def test_pickled_weights_are_refused(world: World, tmp_path: Path) -> None:
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ConfigError, match="no .safetensors file") as caught:
-        base_weights(allocated(llama(), world), tmp_path)
+        base_weights(tmp_path, skeleton(llama()))
     assert caught.value.hint and ".bin" in caught.value.hint
 
 
 def test_a_base_model_that_lacks_weights_is_refused_by_name(world: World, tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(llama(num_hidden_layers=1)).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"lacks model\.layers\.1\.\S+ and \d+ more"):
-        base_weights(allocated(llama(), world), tmp_path)
+        base_weights(tmp_path, skeleton(llama()))
 
 
 def test_a_base_model_of_another_shape_is_refused_by_name(world: World, tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(llama(intermediate_size=48)).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"mlp.* has shape \[48, 32\], its config.json means \[64, 32\]"):
-        base_weights(allocated(llama(), world), tmp_path)
+        base_weights(tmp_path, skeleton(llama()))
 
 
 # --- its config -------------------------------------------------------------------------------
