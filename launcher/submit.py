@@ -123,6 +123,8 @@ def create(
     store = open_store(uri)
     base = _base_files(request.config.model)
     config = _with_files(request.config, train, held_out, base)
+    if config.follows_held_out_loss and not held_out:
+        raise UsageError("early stopping and keep_best need held-out data", hint="give --eval-data FILE")
     _write_config(store, config, request.name)
     for path in (*train, *held_out, *base):
         put_blob(store, path)

@@ -119,6 +119,18 @@ class Cadence:
 
 
 @dataclass(frozen=True, slots=True)
+class _Save:
+    """One save under way."""
+
+    step: int
+    position: Position
+    best: bool
+    directory: Path
+    taken_at: float
+    stall_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Sent:
     """What one process reports when its files are in the store, or why they are not."""
 
@@ -146,6 +158,8 @@ class Checkpointer:
     ) -> None:
         self.cadence = Cadence(settings, shares_cores=world.device.type == "cpu")
         self.durable_step = parent.step if parent else 0
+        self.best_step: int | None = None
+        """Of the durable checkpoint that is kept however old it becomes; known to the first process."""
         self.last_failed = False
         self._world, self._store, self._lease, self._journal = world, store, lease, journal
         self._stage = stage
@@ -172,8 +186,9 @@ class Checkpointer:
     def due(self, step: int) -> bool:
         return self.cadence.due(step, time.monotonic() - self._last_begun)
 
-    def save(self, step: int, position: Position, sharded: Sharded) -> None:
-        """Begin a save of the state after optimiser step number `step`. Returns after the copy.
+    def save(self, step: int, position: Position, sharded: Sharded, *, best: bool = False) -> None:
+        """Begin a save of the state after optimiser step number `step`. Returns after the copy. The newest `best`
+        one is kept however old it becomes.
 
         Schedule, sample order and AdamW's step count are functions of the step and need no saving.
         """
@@ -190,9 +205,8 @@ class Checkpointer:
         )
         stall_s = time.monotonic() - began
         self.cadence.stall_s = max(stall_s, 1e-3)
-        self._thread = threading.Thread(
-            target=self._finish, args=(step, position, written, directory, taken_at, stall_s), daemon=True
-        )
+        save = _Save(step, position, best, directory, taken_at, stall_s)
+        self._thread = threading.Thread(target=self._finish, args=(save, written), daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
@@ -210,33 +224,33 @@ class Checkpointer:
         self.wait()
         self._stager.close()
 
-    def _finish(
-        self, step: int, position: Position, written: Any, directory: Path, taken_at: float, stall_s: float
-    ) -> None:
+    def _finish(self, save: _Save, written: Any) -> None:
         began = time.monotonic()
-        mine = self._send(written, directory)
+        mine = self._send(written, save.directory)
         everyone = self._gather(mine)
         verdict = "failed"
         try:
             if self._world.leads:
-                verdict = self._commit(step, position, everyone, taken_at, stall_s, began)
+                verdict = self._commit(save, everyone, began)
+                if save.best and verdict == "durable":
+                    self.best_step = save.step
                 self._collect()
         except Exception:  # a fault of this program must not end the thread unheard, with the others waiting
-            log.exception("the save of step %d failed", step)
+            log.exception("the save of step %d failed", save.step)
         verdict = self._tell(verdict)
         self.cadence.save_s = time.monotonic() - began
         self.last_failed = verdict == "failed"
         if verdict == "durable":
-            self.durable_step = step
+            self.durable_step = save.step
         if verdict == "fenced":
             self._fenced = Fenced(
                 "a newer attempt has claimed this run", hint="nothing is lost: it continues"
             )
         # Each process clears what it wrote: on several machines every one has a stage of its own.
-        for path in self._mine(directory):
+        for path in self._mine(save.directory):
             path.unlink(missing_ok=True)
         with suppress(OSError):  # the last one to leave removes the folder
-            directory.rmdir()
+            save.directory.rmdir()
 
     def _send(self, written: Any, directory: Path) -> _Sent:
         """Write this process's shard and put it into the store. Never raises: the others wait for its word."""
@@ -260,27 +274,19 @@ class Checkpointer:
         """This process's files of a save: DCP numbers the shards of rank r from r + 1."""
         return sorted(directory.glob(f"shard-{self._world.rank + 1:05d}-*"))
 
-    def _commit(
-        self,
-        step: int,
-        position: Position,
-        everyone: list[_Sent],
-        taken_at: float,
-        stall_s: float,
-        began: float,
-    ) -> str:
+    def _commit(self, save: _Save, everyone: list[_Sent], began: float) -> str:
         """The commit point, on the first process alone. Returns durable, failed or fenced."""
         problems = [sent.problem for sent in everyone if sent.problem]
         sent_s = time.monotonic() - began
         entries = tuple(entry for sent in everyone for entry in sent.entries)
         manifest = Manifest(
-            step=step,
+            step=save.step,
             epoch=self._lease.epoch,
             parent=self._parent.key if self._parent else None,
             world_size=self._world.size,
             machine=self._world.machine,
-            samples=position.samples,
-            tokens=position.tokens,
+            samples=save.position.samples,
+            tokens=save.position.tokens,
             region=os.environ.get("VLAUNCH_REGION", ""),
             store=self._store.uri,
             files=entries,
@@ -296,17 +302,17 @@ class Checkpointer:
             problems = [str(error)]
         if problems:
             log.warning("nothing is durable since step %d: %s", self.durable_step, problems[0])
-            self._journal.record("save_failed", step=step, error=problems[0])
+            self._journal.record("save_failed", step=save.step, error=problems[0])
             return "failed"
         if self.last_failed:
-            log.warning("the store works again: durable at step %d", step)
+            log.warning("the store works again: durable at step %d", save.step)
         self._parent = manifest
         self._journal.record(
             "checkpoint",
-            step=step,
-            taken_at=taken_at,
+            step=save.step,
+            taken_at=save.taken_at,
             durable_at=time.time(),
-            stall_s=round(stall_s, 4),
+            stall_s=round(save.stall_s, 4),
             upload_s=round(sent_s, 4),
             save_s=round(time.monotonic() - began, 4),
             bytes=manifest.size,
@@ -320,7 +326,9 @@ class Checkpointer:
         space until then."""
         keep = self._settings
         try:
-            collect_garbage(self._store, self._lease, keep.save_total_limit, keep.keep_every, _SHARED_GRACE_S)
+            collect_garbage(
+                self._store, self._lease, keep.save_total_limit, keep.keep_every, _SHARED_GRACE_S, self.best_step
+            )
         except (VlaunchError, OSError) as error:
             log.debug("old checkpoints stay for now: %s", error)
 

@@ -202,6 +202,17 @@ class TrainConfig(Section):
     parallel: ParallelSection = ParallelSection()
     export: ExportSection = ExportSection()
 
+    @model_validator(mode="after")
+    def _measured(self) -> TrainConfig:
+        """What follows the held-out loss needs one now and then."""
+        if self.follows_held_out_loss and self.train.eval_strategy == "no":
+            raise ValueError("early stopping and keep_best follow the held-out loss: set eval_strategy=steps")
+        return self
+
+    @property
+    def follows_held_out_loss(self) -> bool:
+        return bool(self.train.early_stopping_patience or self.checkpoint.keep_best)
+
     def encode(self) -> bytes:
         """Stable JSON: equal configs give equal bytes."""
         return (json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n").encode()

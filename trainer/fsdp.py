@@ -109,11 +109,7 @@ def _shard(model: nn.Module, config: TrainConfig, world: World) -> None:
         else MixedPrecisionPolicy()
     )
     on_gpu = world.device.type == "cuda"
-    offload = (
-        CPUOffloadPolicy(pin_memory=on_gpu)
-        if config.parallel.offload == "all" and on_gpu
-        else OffloadPolicy()
-    )
+    offload = CPUOffloadPolicy(pin_memory=on_gpu) if config.parallel.offload == "all" else OffloadPolicy()
     for layer in decoder_layers(model):
         fully_shard(layer, mesh=world.mesh, mp_policy=precision, offload_policy=offload)
     fully_shard(model, mesh=world.mesh, mp_policy=precision, offload_policy=offload)

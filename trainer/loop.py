@@ -19,12 +19,13 @@ from torch.nn.functional import cross_entropy
 
 from trainer.artifacts.metrics import EvalRecord, StepRecord
 from trainer.checkpoint import Checkpointer
-from trainer.config import TrainSection
+from trainer.config import CheckpointSection, TrainSection
 from trainer.dataset import Batch, TokenisedCorpus
 from trainer.optim import learning_rate
 from trainer.parallel import Sharded, World
 from trainer.preemption import Notice
 from trainer.sampler import Sampler, batch_digest
+from trainer.standing import Standing
 
 Ending = Literal["finished", "preempted"]
 
@@ -43,7 +44,7 @@ class Job:
     """All that a process needs to train."""
 
     train: TrainSection
-    on_notice: bool
+    checkpoint: CheckpointSection
     sharded: Sharded
     corpus: TokenisedCorpus
     held_out: TokenisedCorpus | None
@@ -53,6 +54,7 @@ class Job:
     checkpointer: Checkpointer
     notice: Notice
     observer: Observer
+    standing: Standing
     attempt: int
     epoch: int
 
@@ -63,6 +65,8 @@ def train(job: Job, start: int) -> tuple[Ending, int]:
     if start == 0 or _held_out_due(job, start):  # a notice may have come before it was measured
         _measure_held_out(job, start)
     for step in range(start, job.total_steps):
+        if job.standing.over:
+            return "finished", step
         began = time.monotonic()
         loss, norm = _optimise(job, step)
         done = step + 1
@@ -76,9 +80,10 @@ def train(job: Job, start: int) -> tuple[Ending, int]:
         if noticed and not last:
             _leave(job, done)
             return "preempted", done
-        if last or _held_out_due(job, done):
-            _measure_held_out(job, done)
-        if due and not busy and not last:
+        best = (last or _held_out_due(job, done)) and _measure_held_out(job, done)
+        if best and job.checkpoint.keep_best:
+            _save(job, done, best=True)  # not skipped where another save is under way: it waits for that one
+        elif due and not busy and not last:
             _save(job, done)
     return "finished", job.total_steps
 
@@ -160,19 +165,21 @@ def _held_out_due(job: Job, step: int) -> bool:
     return job.train.eval_strategy == "steps" and step % job.train.eval_steps == 0
 
 
-def _measure_held_out(job: Job, step: int) -> None:
+def _measure_held_out(job: Job, step: int) -> bool:
+    """Whether the held-out loss is lower than ever before."""
     if job.held_out is None or not len(job.held_out):
-        return
+        return False
     loss = held_out_loss(
         job.sharded, job.held_out, job.train.max_eval_samples, job.world, job.train.per_device_train_batch_size
     )
     if job.world.leads:
         job.observer.held_out(EvalRecord(step=step, loss=loss, time=time.time()))
+    return job.standing.add(step, loss)
 
 
-def _save(job: Job, step: int) -> None:
+def _save(job: Job, step: int, *, best: bool = False) -> None:
     job.observer.cut()
-    job.checkpointer.save(step, job.sampler.before(step), job.sharded)
+    job.checkpointer.save(step, job.sampler.before(step), job.sharded, best=best)
 
 
 def _leave(job: Job, step: int) -> None:
@@ -181,7 +188,7 @@ def _leave(job: Job, step: int) -> None:
         job.observer.noticed(step)
     saver = job.checkpointer
     saver.wait()
-    worth_it = job.on_notice and saver.durable_step < step and saver.cadence.save_s < job.notice.left_s
+    worth_it = job.checkpoint.on_notice and saver.durable_step < step and saver.cadence.save_s < job.notice.left_s
     if job.world.agree(float(job.world.leads and worth_it))[0]:
         _save(job, step)
         saver.wait()

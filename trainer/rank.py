@@ -6,6 +6,7 @@ Forked by the supervisor after it has imported torch, so that eight processes pa
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trainer import export as exporting
 from trainer import model as building
-from trainer.artifacts.fencing import Lease
+from trainer.artifacts.fencing import Lease, valid_manifests
 from trainer.artifacts.journal import Journal
 from trainer.artifacts.manifest import Manifest
 from trainer.artifacts.metrics import EvalRecord, MetricsWriter, StepRecord
@@ -30,8 +31,9 @@ from trainer.loop import Job, train
 from trainer.packing import first_fit_decreasing, one_per_row
 from trainer.parallel import Sharded, Source, World, joined, spread
 from trainer.preemption import Notice
-from trainer.prepare import Inputs
+from trainer.prepare import Inputs, fetch_all
 from trainer.sampler import Sampler
+from trainer.standing import resumed_standing
 from trainer.tracking import Tracker
 
 log = logging.getLogger("trainer")
@@ -74,7 +76,8 @@ def run_rank(brief: Brief, rank: int, notice: Notice) -> None:
             if ending == "preempted":
                 _depart(brief, job, step)
             _make_durable(brief, job, step)
-            _finish(brief, job, tokeniser, observer)
+            taken = _take_best(brief, job, step)
+            _finish(brief, job, tokeniser, step, taken)
         finally:
             observer.close()
             job.checkpointer.close()
@@ -105,9 +108,11 @@ def _set_up(
         world, brief.store, brief.lease, brief.journal, config.checkpoint, brief.workdir / "stage",
         brief.resumed, observer.flush,
     )  # fmt: skip
+    standing = resumed_standing(config, brief.store, start, world)
+    checkpointer.best_step = standing.best_step
     job = Job(
-        train_config, config.checkpoint.on_notice, sharded, corpus, held_out, sampler, total, world,
-        checkpointer, notice, observer, brief.attempt, brief.lease.epoch,
+        train_config, config.checkpoint, sharded, corpus, held_out, sampler, total, world, checkpointer,
+        notice, observer, standing, brief.attempt, brief.lease.epoch,
     )  # fmt: skip
     return job, tokeniser, start, observer
 
@@ -173,7 +178,29 @@ def _make_durable(brief: Brief, job: Job, step: int) -> None:
             time.sleep(_PAUSE_S)
 
 
-def _finish(brief: Brief, job: Job, tokeniser: PreTrainedTokenizerFast, observer: RankObserver) -> None:
+def _take_best(brief: Brief, job: Job, step: int) -> int:
+    """Where asked for, put the weights with the lowest held-out loss into the model; a collective.
+
+    Returns the step whose weights the model now has.
+    """
+    best = job.standing.best_step
+    if not job.checkpoint.keep_best or best is None or best == step:
+        return step
+    kept = next((manifest for manifest in valid_manifests(brief.store) if manifest.step == best), None)
+    if kept is None:
+        log.warning("the held-out loss was lowest at step %d, of which nothing is stored: exporting the last", best)
+        return step
+    if job.world.leads:
+        log.info("taking step %d: its held-out loss of %.4f is the lowest", best, job.standing.best_loss)
+    folder = brief.workdir / "best"
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # once per machine
+        fetch_all(brief.store, list(kept.files), folder)
+    job.world.agree(0.0)
+    restore(folder, kept, job.sharded, job.world, job.train.seed)
+    return best
+
+
+def _finish(brief: Brief, job: Job, tokeniser: PreTrainedTokenizerFast, steps: int, taken: int) -> None:
     """Export, show one reply, and say that the run is over."""
     directory = brief.workdir / "export"
     dtype = torch.bfloat16 if brief.config.train.bf16 else torch.float32
@@ -181,7 +208,7 @@ def _finish(brief: Brief, job: Job, tokeniser: PreTrainedTokenizerFast, observer
     if not job.world.leads:
         return
     brief.lease.refuse_if_lost()
-    facts = {"step": job.total_steps, "template": brief.config.data.template, "recipe": brief.config.recipe}
+    facts = {"step": taken, "template": brief.config.data.template, "recipe": brief.config.recipe}
     size = exporting.publish(brief.store, directory, facts)
     brief.journal.record("exported", bytes=size)
     wanted = brief.config.export
@@ -189,9 +216,9 @@ def _finish(brief: Brief, job: Job, tokeniser: PreTrainedTokenizerFast, observer
         template = get_template(brief.config.data.template)
         reply = exporting.answer(directory, template, wanted.prompt, wanted.max_new_tokens)
         brief.journal.record("sampled", prompt=wanted.prompt, reply=reply)
-    seen = job.sampler.before(job.total_steps)
-    brief.journal.record("finished", steps=job.total_steps, tokens=seen.tokens, samples=seen.samples)
-    log.info("finished: %d steps, %d conversations, %d tokens", job.total_steps, seen.samples, seen.tokens)
+    seen = job.sampler.before(steps)
+    brief.journal.record("finished", steps=steps, tokens=seen.tokens, samples=seen.samples)
+    log.info("finished: %d steps, %d conversations, %d tokens", steps, seen.samples, seen.tokens)
 
 
 class Stopwatch:

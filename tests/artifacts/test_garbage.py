@@ -45,6 +45,12 @@ def test_the_newest_and_every_kth_checkpoint_stay_with_all_their_blobs(
     assert {entry.key for entry in store.list("blob/")} == named
 
 
+def test_the_best_checkpoint_stays_however_old_it_is(store: MemoryStore, disk: Disk) -> None:
+    lease = saved(store, disk, 10, 20, 30, 40)
+    report = collect_garbage(store, lease, keep_last=1, keep_every=0, grace_s=-1.0, best=20)
+    assert steps(store) == [40, 20] and report.blobs == 2
+
+
 def test_manifests_go_before_their_blobs(store: MemoryStore, disk: Disk) -> None:
     lease = saved(store, disk, 10, 20, 30)
     deleted = []

@@ -57,9 +57,10 @@ class GarbageReport:
 
 
 def collect_garbage(
-    store: Store, lease: Lease, keep_last: int, keep_every: int, grace_s: float
+    store: Store, lease: Lease, keep_last: int, keep_every: int, grace_s: float, best: int | None = None
 ) -> GarbageReport:
-    """Delete all checkpoints but the newest `keep_last` and those at multiples of `keep_every` (0: none).
+    """Delete all checkpoints but the newest `keep_last`, those at multiples of `keep_every` (0: none), and the
+    one of step `best`.
 
     Then delete the blobs that nothing names: checkpoint files at once, shared ones when they are older than
     `grace_s` by the store's clock. No save of this attempt may be under way in any of its processes. Fenced if
@@ -68,7 +69,7 @@ def collect_garbage(
     if keep_last < 1 or keep_every < 0:
         raise ValueError(f"keep_last={keep_last} must be at least 1 and keep_every={keep_every} at least 0")
     with lease.lock:
-        plan = _decide(store, lease.epoch, keep_last, keep_every, grace_s)
+        plan = _decide(store, lease.epoch, keep_last, keep_every, best, grace_s)
         lease.refuse_if_lost()  # all of the plan was read while the run was ours
         for key in plan.dropped:
             store.delete(key)
@@ -90,12 +91,16 @@ class _Plan:
     unnamed: tuple[Entry, ...]
 
 
-def _decide(store: Store, epoch: int, keep_last: int, keep_every: int, grace_s: float) -> _Plan:
+def _decide(
+    store: Store, epoch: int, keep_last: int, keep_every: int, best: int | None, grace_s: float
+) -> _Plan:
     listed = [parsed for entry in store.list(MANIFESTS) if (parsed := parse_manifest_key(entry.key))]
     settled = starts(store)
     valid = sorted((key for key in listed if is_valid(*key, settled)), reverse=True)
     complete = list(read_complete(store, valid, []))
-    milestones = [m for m in complete[keep_last:] if keep_every and m.step % keep_every == 0]
+    milestones = [
+        m for m in complete[keep_last:] if m.step == best or (keep_every and m.step % keep_every == 0)
+    ]
     kept = complete[:keep_last] + milestones
     keys = [manifest.key for manifest in kept]
     # A damaged one among the newest may be readable next time: it stays, and so do all blobs, as it cannot
