@@ -28,7 +28,18 @@ LEAST_DISK = GIB
 # Distributions by the extra that brings them, "" is the base; a test holds this against pyproject.toml.
 PACKAGES: dict[str, tuple[str, ...]] = {
     "": ("click", "pydantic", "pyyaml", "rich"),
-    "train": ("torch", "transformers", "tokenizers", "safetensors", "numpy", "jinja2"),
+    "train": (
+        "torch",
+        "transformers",
+        "tokenizers",
+        "safetensors",
+        "numpy",
+        "jinja2",
+        "peft",
+        "accelerate",
+        "bitsandbytes",
+    ),
+    "deepspeed": ("deepspeed", "ninja"),
     "data": (
         "pyarrow",
         "zstandard",
