@@ -26,7 +26,8 @@ _GPU_UTILISATION = 0.35
 # bf16 (tensor core) peak, FLOP/s, from the makers' data sheets; T4 has fp16 only.
 _PEAK_FLOPS = {"A100": 312e12, "A100-80GB": 312e12, "A10G": 70e12, "T4": 65e12, "H100": 989e12}
 # Vicuna's corpus: about 70,000 conversations, here taken at 800 tokens (lognormal, median 600).
-_CORPUS_TOKENS = 70_000 * 800
+_CORPUS_CONVERSATIONS = 70_000
+_CORPUS_TOKENS = _CORPUS_CONVERSATIONS * 800
 # Seconds from a request to the first new step: on a cloud, provisioning and set-up as well.
 _RESTART_S = {"local": 8.0, "cloud": 300.0}
 
@@ -63,6 +64,8 @@ class TrainRequest:
     cores: int = 2
     corpus_tokens: int | None = None
     """Counted in the user's files; None where none were given."""
+    corpus_conversations: int | None = None
+    """Likewise."""
     base_shape: Mapping[str, Any] | None = None
     """The Hugging Face config of a local base model."""
 
@@ -230,12 +233,14 @@ def _named_size(base: str) -> float:
 def _work(request: TrainRequest) -> tuple[int, float]:
     """Optimiser steps and tokens of the whole run."""
     train, data = request.config.train, request.config.data
-    corpus = request.corpus_tokens or _CORPUS_TOKENS
-    per_step = train.global_batch_size * data.max_length
-    steps = (
-        train.max_steps if train.max_steps >= 0 else max(1, round(corpus * train.num_train_epochs / per_step))
-    )
-    return steps, float(steps * per_step)
+    corpus = float(request.corpus_tokens or _CORPUS_TOKENS)
+    # Packed rows are all but full; else a row is a conversation.
+    rows = corpus / data.max_length
+    if not data.packing:
+        rows = float(request.corpus_conversations or _CORPUS_CONVERSATIONS)
+    per_step = train.global_batch_size
+    steps = train.max_steps if train.max_steps >= 0 else max(1, round(rows * train.num_train_epochs / per_step))
+    return steps, steps * per_step * min(corpus / rows, data.max_length)
 
 
 def _rate(accelerator: str, request: TrainRequest) -> float:

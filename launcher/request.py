@@ -1,4 +1,7 @@
-"""The command line of `train` and `plan` becomes a request: recipe, then --set, then the options that name a field."""
+"""The command line of `train` and `plan` becomes a request.
+
+A recipe first; over it a DeepSpeed file, then --set, then the options that name a field.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,11 @@ from launcher.launch import Launch, MarketSettings
 from launcher.plan import Plan, TrainRequest
 from launcher.spot.trace import load_trace
 from launcher.train_options import Asked
+from launcher.values import Gpus
 from trainer.config import Method, TrainConfig, override, parse_config
 from trainer.conversation import get_template
 from trainer.recipes import Recipe, get_recipe
+from trainer.zero_config import read_zero_config
 
 
 def make_request(asked: Asked) -> tuple[TrainRequest, list[str]]:
@@ -26,8 +31,16 @@ def make_request(asked: Asked) -> tuple[TrainRequest, list[str]]:
         ConfigError: an unknown size or field, or an impossible value, with the nearest name.
         UsageError: options that contradict each other.
     """
-    recipe = _recipe(asked)
-    config, notes = override(recipe.config, _settings(asked))
+    recipe = recipe_of(asked)
+    zero = read_zero_config(Path(asked.deepspeed)) if asked.deepspeed is not None else None
+    config, notes = override(recipe.config, [*(zero.settings() if zero else []), *_settings(asked)])
+    if zero is not None:
+        if config.parallel.strategy != "deepspeed":
+            raise UsageError(
+                "--deepspeed FILE is for the deepspeed strategy, not fsdp",
+                hint="leave --strategy out, or the file",
+            )
+        notes += [*zero.notes, *zero.check(config, _processes(asked, recipe, config))]
     get_template(config.data.template)  # a name that does not exist is refused before anything starts
     traces = [load_trace(Path(path)) for path in asked.spot_trace]
     return (
@@ -66,7 +79,13 @@ def make_launch(asked: Asked, plan: Plan) -> Launch:
     )
 
 
-def _recipe(asked: Asked) -> Recipe:
+def recipe_of(asked: Asked) -> Recipe:
+    """The starting point that was asked for, before any field is set.
+
+    Raises:
+        ConfigError: an unknown size, with the nearest one.
+        UsageError: options that contradict each other.
+    """
     if asked.size and asked.model:
         raise UsageError("--size and --model both name a model", hint="--model takes a base of any size")
     if (asked.preempt_every or asked.spot_trace) and not asked.spot:
@@ -94,6 +113,16 @@ def _recipe(asked: Asked) -> Recipe:
     return Recipe(parse_config(tree), base.accelerator, f"the 7B recipe on {asked.model}")
 
 
+def _processes(asked: Asked, recipe: Recipe, config: TrainConfig) -> int | None:
+    """Of all machines together, where that is known before they are there."""
+    if config.parallel.processes is not None:
+        return config.parallel.processes * asked.num_nodes
+    if asked.infra[0].cloud == "local":
+        return None
+    gpus = asked.gpus or (Gpus.parse(recipe.accelerator) if recipe.accelerator else None)
+    return gpus.number * asked.num_nodes if gpus else None
+
+
 def _settings(asked: Asked) -> list[tuple[str, str]]:
     """--set first, so that an option of its own wins over it where both are given."""
     settings = [(field.key, field.value) for field in asked.set_fields]
@@ -101,7 +130,8 @@ def _settings(asked: Asked) -> list[tuple[str, str]]:
         "train.max_steps": asked.max_steps,
         "train.num_train_epochs": asked.epochs,
         "data.max_length": asked.max_length,
-        "parallel.strategy": asked.strategy if asked.strategy != "fsdp" else None,
+        "train.auto_batch": "true" if asked.auto_batch else None,
+        "parallel.strategy": asked.strategy,
         "lora.load_8bit": "true" if asked.load_8bit else None,
     }
     settings += [(key, str(value)) for key, value in named.items() if value is not None]

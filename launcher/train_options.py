@@ -25,7 +25,15 @@ _OPTIONS = (
     options.option("--load-8bit", is_flag=True, show_default=False, help="Keep the frozen base of lora in 8 bit."),
     options.option("--max-length", type=click.IntRange(min=16), help="Tokens of one training row."),
     options.option(
-        "--strategy", type=click.Choice(["fsdp", "deepspeed"]), default="fsdp", help="How the model is sharded."
+        "--strategy",
+        type=click.Choice(["fsdp", "deepspeed"]),
+        help="How the model is sharded.  [default: fsdp, or deepspeed with --deepspeed]",
+    ),
+    options.option(
+        "--deepspeed", type=click.Path(), metavar="FILE", help="A DeepSpeed JSON configuration, as FastChat has it."
+    ),
+    options.option(
+        "--auto-batch", is_flag=True, show_default=False, help="Find the most rows that a card takes at once."
     ),
     options.option(
         "--data", type=click.Path(), multiple=True, help="Corpus files; repeatable.  [default for tiny: an example]"
@@ -55,6 +63,7 @@ _OPTIONS = (
         "--notice", type=options.DURATION, default=lambda: Duration(5.0), show_default="5s",
         help="Local market: warning before a machine goes; 0 for none.",
     ),
+    click.argument("line", nargs=-1, type=click.UNPROCESSED, metavar="[-- TORCHRUN OR DEEPSPEED LINE]"),
 )  # fmt: skip
 
 
@@ -74,7 +83,9 @@ class Asked:
     method: str
     load_8bit: bool
     max_length: int | None
-    strategy: str
+    strategy: str | None
+    deepspeed: str | None
+    auto_batch: bool
     data: tuple[str, ...]
     eval_data: tuple[str, ...]
     spot: bool
@@ -92,3 +103,5 @@ class Asked:
     spot_trace: tuple[str, ...]
     time_scale: float
     notice: Duration
+    line: tuple[str, ...] = ()
+    """The words after `--`: another program's line, which launcher/takeover.py takes over."""

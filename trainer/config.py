@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -305,8 +305,14 @@ def override(config: TrainConfig, settings: Iterable[tuple[str, str]]) -> tuple[
         if note:
             notes.append(note)
         section, leaf = path.split(".")
-        tree[section][leaf] = _value(text)
+        tree[section][leaf] = text if _is_choice(section, leaf, text) else _value(text)
     return parse_config(tree), notes
+
+
+def _is_choice(section: str, leaf: str, text: str) -> bool:
+    """Whether the text is one of the field's words, as "none" of parallel.offload is: no JSON, and no null."""
+    fields: dict[str, Any] = TrainConfig.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+    return text in get_args(fields[leaf].annotation)
 
 
 def difference(old: TrainConfig, new: TrainConfig) -> list[str]:

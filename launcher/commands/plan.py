@@ -8,7 +8,7 @@ import click
 
 from launcher import options
 from launcher.output import emit, say
-from launcher.train_options import Asked, train_options
+from launcher.train_options import train_options
 
 
 @options.verb(
@@ -28,8 +28,9 @@ def command(ctx: click.Context, /, **given: Any) -> None:
     from launcher.plan import make_plan
     from launcher.report.plan import plan_dict, plan_text
     from launcher.request import make_request
+    from launcher.takeover import asked_for
 
-    asked = Asked(**given)
+    asked = asked_for(ctx, given)
     request, notes = make_request(asked)
     for note in notes:
         say(f"note: {note}")
@@ -39,6 +40,7 @@ def command(ctx: click.Context, /, **given: Any) -> None:
 
         from launcher.submit import count_corpus
 
-        request = replace(request, corpus_tokens=count_corpus([Path(path) for path in asked.data]).tokens)
+        count = count_corpus([Path(path) for path in asked.data])
+        request = replace(request, corpus_tokens=count.tokens, corpus_conversations=count.conversations)
     plan = make_plan(request)
     emit(ctx, plan_dict(plan), lambda: plan_text(plan))

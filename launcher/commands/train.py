@@ -8,7 +8,7 @@ import click
 
 from launcher import options
 from launcher.output import confirm, say
-from launcher.train_options import Asked, train_options
+from launcher.train_options import train_options
 
 if TYPE_CHECKING:
     from launcher.plan import Plan
@@ -40,8 +40,9 @@ def command(ctx: click.Context, /, dry_run: bool, detach: bool, yes: bool, **giv
     from launcher.render import render_train
     from launcher.report.plan import plan_text
     from launcher.request import make_launch, make_request
+    from launcher.takeover import asked_for
 
-    asked = Asked(**given)
+    asked = asked_for(ctx, given)
     request, notes = make_request(asked)
     for note in notes:
         say(f"note: {note}")
@@ -58,7 +59,7 @@ def command(ctx: click.Context, /, dry_run: bool, detach: bool, yes: bool, **giv
     submit.say_counts(count)
     if held_out:
         submit.count_corpus(held_out)
-    request = replace(request, corpus_tokens=count.tokens)
+    request = replace(request, corpus_tokens=count.tokens, corpus_conversations=count.conversations)
     plan = make_plan(request)
     say(plan_text(plan))
     _agree(plan, yes)

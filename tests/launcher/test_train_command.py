@@ -151,6 +151,38 @@ def test_a_name_with_another_config_is_refused_with_the_difference(vlaunch: Vlau
     assert store.get(CONFIG) == config
 
 
+def test_a_deepspeed_file_is_taken_with_notes_and_implies_its_strategy(vlaunch: Vlaunch) -> None:
+    Path("ds.json").write_text(json.dumps({"zero_optimization": {"stage": 3}, "steps_per_print": 10}))
+
+    done = vlaunch("plan", "--deepspeed", "ds.json", "--auto-batch")
+
+    assert done.code == 0
+    assert "note: ds.json: steps_per_print: every step is recorded" in done.err
+
+
+@pytest.mark.parametrize(
+    ("written", "options", "words"),
+    [
+        ({"zero_optimization": {"stage": 3}}, ["--strategy", "fsdp"], ["deepspeed strategy, not fsdp"]),
+        ({"zero_optimization": {"stage": 3}}, ["--set", "strategy=fsdp"], ["deepspeed strategy, not fsdp"]),
+        ({"zero_optimization": {"stage": 1}, "fp16": {"enabled": True}}, [], ["stage: 1", "fp16.enabled"]),
+        (
+            {"zero_optimization": {"stage": 2}, "train_batch_size": 8},
+            [],
+            ["is 8, train.global_batch_size is 4"],
+        ),
+        (None, [], ["ds.json", "No such file"]),
+    ],
+)
+def test_a_deepspeed_file_that_does_not_fit_is_refused_with_what_to_change(
+    vlaunch: Vlaunch, written: dict[str, object] | None, options: list[str], words: list[str]
+) -> None:
+    if written is not None:
+        Path("ds.json").write_text(json.dumps(written))
+
+    refused(vlaunch("train", "--deepspeed", "ds.json", *options), 2, *words)
+
+
 def test_old_spellings_are_taken_with_a_note(vlaunch: Vlaunch) -> None:
     done = vlaunch(
         "plan", "--size", "tiny", "--set", "evaluation_strategy=no", "--set", "model_max_length=256"

@@ -40,7 +40,8 @@ def _exact(step: StepRecord) -> tuple[int, str, str, str, int, int, str]:
 
 
 def exported(run: Path) -> dict[str, str]:
-    return {path.name: hash_file(path) for path in sorted((run / EXPORT).iterdir())}
+    folder = run / EXPORT
+    return {str(path.relative_to(folder)): hash_file(path) for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
