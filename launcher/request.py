@@ -20,6 +20,7 @@ from launcher.train_options import Asked
 from launcher.values import Gpus
 from trainer.config import Method, TrainConfig, override, parse_config
 from trainer.conversation import get_template
+from trainer.methods import refuse_impossible
 from trainer.recipes import Recipe, get_recipe
 from trainer.zero_config import read_zero_config
 
@@ -41,6 +42,7 @@ def make_request(asked: Asked) -> tuple[TrainRequest, list[str]]:
                 hint="leave --strategy out, or the file",
             )
         notes += [*zero.notes, *zero.check(config, _processes(asked, recipe, config))]
+    refuse_impossible(config)
     get_template(config.data.template)  # a name that does not exist is refused before anything starts
     traces = [load_trace(Path(path)) for path in asked.spot_trace]
     return (

@@ -102,11 +102,6 @@ def refuse_unsupported(request: TrainRequest) -> None:
             f"this version starts runs on this machine only, not on {', '.join(clouds)}",
             hint="--dry-run shows the task it will become; --infra local runs it here",
         )
-    if request.config.train.method != "full":
-        raise NotReady(
-            f"this version trains all weights only, not {request.config.train.method}",
-            hint="vlaunch plan shows what an adapter run will need; --method full trains here",
-        )
     if request.config.parallel.strategy != "fsdp":
         raise NotReady("this version shards with fsdp only, not deepspeed", hint="--strategy fsdp")
 
@@ -175,7 +170,8 @@ def _with_files(
     data = config.data.model_dump() | {"train": _named(train), "eval": _named(held_out)}
     update: dict[str, object] = {"data": DataSection.model_validate(data)}
     if base:
-        model = config.model.model_dump() | {"base": None, "files": _named(base)}
+        origin = str(Path(config.model.base or "").resolve())
+        model = config.model.model_dump() | {"base": None, "files": _named(base), "origin": origin}
         update["model"] = ModelSection.model_validate(model)
     return config.model_copy(update=update)
 

@@ -316,12 +316,15 @@ def _is_choice(section: str, leaf: str, text: str) -> bool:
 
 
 def difference(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """One line per field that differs, e.g. `train.learning_rate: 2e-05 -> 0.0003`."""
+    """One line per field that differs, e.g. `train.learning_rate: 2e-05 -> 0.0003`.
+
+    Where a base came from is not one of them: its files are what counts.
+    """
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     return [
         f"{key}: {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}"
         for key in sorted({*before, *after})
-        if before.get(key) != after.get(key)
+        if before.get(key) != after.get(key) and key != "model.origin"
     ]
 
 

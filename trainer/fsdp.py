@@ -24,6 +24,7 @@ from trainer import model as building
 from trainer.config import TrainConfig
 from trainer.optim import adamw, set_learning_rate, set_steps_taken
 from trainer.parallel import Read, Source, World
+from trainer.quantize import whole as whole_weights
 
 
 class FullyShardedModel:
@@ -32,13 +33,14 @@ class FullyShardedModel:
     def __init__(self, model: PreTrainedModel, config: TrainConfig, world: World) -> None:
         self.model = model
         self._config, self._world = config, world
+        self._unfilled = building.unfilled(model)
         _shard(model, config, world)
         self._optimiser: torch.optim.AdamW
 
     def fill(self, source: Source | None) -> None:
         building.allocate(self.model, self._home)
         if source is not None:
-            _copy(self.model, source)
+            _copy(self.model, source, self._unfilled)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self._optimiser = adamw(trained, self._config.train)
 
@@ -110,14 +112,18 @@ def _shard(model: nn.Module, config: TrainConfig, world: World) -> None:
     )
     on_gpu = world.device.type == "cuda"
     offload = CPUOffloadPolicy(pin_memory=on_gpu) if config.parallel.offload == "all" else OffloadPolicy()
-    for layer in decoder_layers(model):
-        fully_shard(layer, mesh=world.mesh, mp_policy=precision, offload_policy=offload)
-    fully_shard(model, mesh=world.mesh, mp_policy=precision, offload_policy=offload)
+    whole = whole_weights(model)
+    for module in (*decoder_layers(model), model):
+        fully_shard(
+            module, mesh=world.mesh, mp_policy=precision, offload_policy=offload, ignored_params=whole
+        )
 
 
 @torch.no_grad()
-def _copy(model: nn.Module, source: Source) -> None:
-    for name, parameter in model.named_parameters():
+def _copy(model: nn.Module, source: Source, names: list[str]) -> None:
+    parameters = dict(model.named_parameters())
+    for name in names:
+        parameter = parameters[name]
         full: Tensor = source(name).detach().to(dtype=parameter.dtype)
         if isinstance(parameter, DTensor):
             mesh = parameter.device_mesh

@@ -1,7 +1,8 @@
 """What a box needs before it can train: tokeniser, tokenised corpus, base weights, on its own empty disk.
 
 The first attempt builds them from the files that config.json names and puts the result into the store, keyed by
-everything it depends on; every later attempt, in whatever region, only fetches it.
+everything it depends on; every later attempt, in whatever region, only fetches it. So it is with the base: random
+weights that adapters are put on are drawn once, and of a Hugging Face base every attempt takes the first one's commit.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -24,13 +26,17 @@ from trainer.data.read import FileReport, read_corpus
 from trainer.errors import ConfigError, CorruptObject, DataError, MissingKey, NotReady
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from trainer.tokenize import TokenCounts
 
 log = logging.getLogger("trainer")
 
 # Raised when the meaning of the cached files changes, so that an older cache is not taken for a new one.
 _FORMAT = 1
-_TOKENISER, _TRAIN, _HELD_OUT, _REPORT = "tokeniser", "train", "held-out", "report.json"
+_TOKENISER, _TRAIN, _HELD_OUT, _BASE, _REPORT = "tokeniser", "train", "held-out", "base", "report.json"
+# In the report: the commit of a Hugging Face base that the first attempt took.
+_COMMIT = "base_commit"
 # Blobs fetched at once: enough to hide a store's latency, few enough to leave the cores to imports.
 _PARALLEL = 4
 
@@ -60,7 +66,7 @@ def build(store: Store, config: TrainConfig, directory: Path) -> Inputs:
         DataError: the corpus cannot be read, is empty or leaves nothing to learn.
         CorruptObject: a file does not match the hash that config.json gives.
     """
-    base = _base(store, config, directory / "base")
+    base = _base(store, config, directory / "base", config.model.revision)
     _build(store, config, base, directory / "corpus", directory / "inputs")
     _share(store, cache_key(_cache_name(config)), directory / "inputs")
     return _found(store, config, directory)
@@ -70,9 +76,9 @@ def _found(store: Store, config: TrainConfig, directory: Path) -> Inputs:
     made = directory / "inputs"
     report = json.loads((made / _REPORT).read_text())
     held_out = made / _HELD_OUT if report[_HELD_OUT] else None
-    return Inputs(
-        made / _TOKENISER, made / _TRAIN, held_out, _base(store, config, directory / "base"), report
-    )
+    revision = report.get(_COMMIT) or config.model.revision
+    base = made / _BASE if _needs_random_base(config) else _base(store, config, directory / "base", revision)
+    return Inputs(made / _TOKENISER, made / _TRAIN, held_out, base, report)
 
 
 def fetch_all(store: Store, entries: list[FileEntry], directory: Path) -> list[Path]:
@@ -85,7 +91,7 @@ def fetch_all(store: Store, entries: list[FileEntry], directory: Path) -> list[P
 
 def _cache_name(config: TrainConfig) -> str:
     """A hash of all that the prepared inputs depend on."""
-    depends = {
+    depends: dict[str, Any] = {
         "format": _FORMAT,
         "train": [file.blob for file in config.data.train],
         "eval": [file.blob for file in config.data.eval],
@@ -95,6 +101,8 @@ def _cache_name(config: TrainConfig) -> str:
         "base": [config.model.base, config.model.revision],
         "files": sorted(file.blob for file in config.model.files),
     }
+    if _needs_random_base(config):
+        depends["random_base"] = [config.model.shape, config.train.seed]
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
 
@@ -140,7 +148,9 @@ def _build(store: Store, config: TrainConfig, base: Path | None, corpus: Path, m
     carry_template(tokeniser, template, config.data.max_length)
     tokeniser.save_pretrained(made / _TOKENISER)
     encoder = Encoder(tokeniser, template)
-    report: dict[str, Any] = {_HELD_OUT: None}
+    if _needs_random_base(config):
+        _write_random_base(config, tokeniser, made / _BASE)
+    report: dict[str, Any] = {_HELD_OUT: None, _COMMIT: _commit(config, base)}
     for name, paths in ((_TRAIN, train), (_HELD_OUT, held_out)):
         if not paths:
             continue
@@ -194,7 +204,25 @@ def _files(store: Store, files: tuple[StoredFile, ...], directory: Path) -> list
     return fetch_all(store, entries, directory)
 
 
-def _base(store: Store, config: TrainConfig, directory: Path) -> Path | None:
+def _needs_random_base(config: TrainConfig) -> bool:
+    """Whether adapters are to be put on random weights: the one base that no folder and no hub has."""
+    return config.train.method != "full" and config.model.shape is not None
+
+
+def _write_random_base(config: TrainConfig, tokeniser: PreTrainedTokenizerFast, directory: Path) -> None:
+    from trainer.model import model_config, write_random
+
+    log.warning("adapters on random weights learn little: --model NAME gives them a model that has learnt")
+    write_random(model_config(config, tokeniser, None), config.train.seed, directory)
+
+
+def _commit(config: TrainConfig, base: Path | None) -> str | None:
+    """The commit of a base from Hugging Face: its cache names the folder of a snapshot by it."""
+    from_hub = base is not None and config.model.base is not None and not Path(config.model.base).is_dir()
+    return base.name if base is not None and from_hub and re.fullmatch("[0-9a-f]{40}", base.name) else None
+
+
+def _base(store: Store, config: TrainConfig, directory: Path, revision: str | None) -> Path | None:
     if directory.is_dir():
         return directory
     if config.model.files:
@@ -208,9 +236,7 @@ def _base(store: Store, config: TrainConfig, directory: Path) -> Path | None:
 
     wanted = ["*.safetensors", "*.json", "*.model", "*.jinja"]
     try:
-        return Path(
-            snapshot_download(config.model.base, revision=config.model.revision, allow_patterns=wanted)
-        )
+        return Path(snapshot_download(config.model.base, revision=revision, allow_patterns=wanted))
     except (OSError, ValueError) as error:
         raise NotReady(
             f"the base model {config.model.base} cannot be fetched: {' '.join(str(error).split())}",

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from trainer import export as exporting
+from trainer import methods
 from trainer import model as building
 from trainer.artifacts.fencing import Lease, valid_manifests
 from trainer.artifacts.journal import Journal
@@ -60,6 +61,26 @@ class Brief:
     rendezvous: str
     clock: dict[str, float]
     """Seconds that each part of the start has taken so far, by name."""
+
+
+def preload(config: TrainConfig) -> None:
+    """Import what the config's method needs, once for all processes, before they are forked.
+
+    Not where there is a GPU: bitsandbytes asks for its capability as it is imported (cuda_specs.py), and peft imports
+    bitsandbytes (helpers.py); that starts CUDA, which a forked process cannot use. There each process imports both.
+
+    Raises:
+        ConfigError: no library can do what the config asks for.
+        NotReady: a package that the method needs is not installed.
+    """
+    methods.refuse_impossible(config)
+    methods.require_packages(config)
+    import trainer.fsdp  # noqa: F401
+
+    if config.train.method == "full" or torch.cuda.device_count():  # counted without starting CUDA
+        return
+    import peft  # noqa: F401
+    import transformers.integrations.bitsandbytes  # noqa: F401
 
 
 def run_rank(brief: Brief, rank: int, notice: Notice) -> None:
@@ -119,8 +140,7 @@ def _set_up(
 
 def _build(brief: Brief, world: World, tokeniser: PreTrainedTokenizerFast) -> Sharded:
     """The sharded network, without weights yet."""
-    shape = building.model_config(brief.config, tokeniser, brief.inputs.base)
-    model = building.skeleton(shape)
+    model = building.build(brief.config, tokeniser, brief.inputs.base, world.device)
     if brief.config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return spread(model, brief.config, world)
@@ -133,7 +153,8 @@ def _fill(brief: Brief, world: World, sharded: Sharded) -> int:
         sharded.fill(_weights(brief, sharded))
         seed_process(seed, 0, world.rank)
         return 0
-    sharded.fill(None)
+    # A checkpoint holds what is trained: under adapters the frozen weights come from the base each time.
+    sharded.fill(None if brief.config.train.method == "full" else _weights(brief, sharded))
     exact = restore(brief.checkpoint, brief.resumed, sharded, world, seed)
     if not exact and world.leads:
         log.warning(
@@ -144,9 +165,18 @@ def _fill(brief: Brief, world: World, sharded: Sharded) -> int:
 
 
 def _weights(brief: Brief, sharded: Sharded) -> Source:
-    if brief.inputs.base is not None:
-        return building.base_weights(brief.inputs.base, sharded.model)
-    return building.random_weights(sharded.model.config, brief.config.train.seed)
+    return building.weights(brief.config, brief.inputs.base, sharded.model)
+
+
+def _adapted(brief: Brief) -> exporting.Base | None:
+    """What adapters were put on; None where all weights were trained."""
+    model, folder = brief.config.model, brief.inputs.base
+    if brief.config.train.method == "full" or folder is None:
+        return None
+    named = model.base or model.origin
+    commit = brief.inputs.report.get("base_commit")
+    # No address of the store: an export has the same bytes wherever its run is kept.
+    return exporting.Base(folder, named or exporting.BASE, commit, beside=named is None)
 
 
 def _depart(brief: Brief, job: Job, step: int) -> NoReturn:
@@ -204,17 +234,21 @@ def _finish(brief: Brief, job: Job, tokeniser: PreTrainedTokenizerFast, steps: i
     """Export, show one reply, and say that the run is over."""
     directory = brief.workdir / "export"
     dtype = torch.bfloat16 if brief.config.train.bf16 else torch.float32
-    exporting.export(job.sharded, tokeniser, directory, job.world, dtype)
+    base = _adapted(brief)
+    exporting.export(job.sharded, tokeniser, directory, job.world, dtype, base)
     if not job.world.leads:
         return
     brief.lease.refuse_if_lost()
     facts = {"step": taken, "template": brief.config.data.template, "recipe": brief.config.recipe}
+    if base is not None:
+        facts["base"] = base.name
     size = exporting.publish(brief.store, directory, facts)
     brief.journal.record("exported", bytes=size)
     wanted = brief.config.export
     if wanted.max_new_tokens:
         template = get_template(brief.config.data.template)
-        reply = exporting.answer(directory, template, wanted.prompt, wanted.max_new_tokens)
+        on = base.folder if base else None
+        reply = exporting.answer(directory, template, wanted.prompt, wanted.max_new_tokens, on)
         brief.journal.record("sampled", prompt=wanted.prompt, reply=reply)
     seen = job.sampler.before(steps)
     brief.journal.record("finished", steps=steps, tokens=seen.tokens, samples=seen.samples)

@@ -1,37 +1,31 @@
-"""One attempt on this machine: claim, fetch, restore, start the processes, say what became of them.
+"""One attempt on this machine: claim, fetch, restore, start the ranks, say what became of them.
 
-It claims the run, fetches what the box needs while torch is imported, and starts one process per GPU. The
-processes are forked after the import, once for all of them: on two cores a resumed step comes seconds earlier
-than through torchrun (docs/decisions/003). A process that dies takes the others with it at once.
+It claims the run, fetches what the box needs while torch is imported, and forks one process per GPU. With several
+nodes the head alone claims and writes the journal; the others learn from it where to resume, fetch the same bytes
+from the store, and end with it (gang.py).
 """
 
 from __future__ import annotations
 
-import ctypes
-import json
 import logging
-import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import time
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from trainer.artifacts.fencing import Lease, claim
 from trainer.artifacts.journal import Journal
-from trainer.artifacts.layout import CONFIG
+from trainer.artifacts.layout import CONFIG, epoch_key
 from trainer.artifacts.manifest import Manifest
 from trainer.artifacts.store import Store
 from trainer.config import TrainConfig, decode_config
+from trainer.endings import Report, failure
 from trainer.errors import (
-    CorruptObject,
     Fenced,
     MissingKey,
     Preempted,
@@ -39,16 +33,20 @@ from trainer.errors import (
     UsageError,
     VlaunchError,
 )
+from trainer.gang import Halted, Head, Member
+from trainer.lines import INTERRUPT
+from trainer.nodes import Nodes, interface_of
 from trainer.preemption import SIGNALS, notice_length_s
+from trainer.processes import Processes
+from trainer.resuming import Resuming
 
 if TYPE_CHECKING:
     from trainer.prepare import Inputs
-    from trainer.rank import Brief
 
 log = logging.getLogger("trainer")
 
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-_FAILED = 1
+_LEFT = Report("left", Preempted.exit_code, "told to leave this machine before there was anything to save")
+_HALTED = Report("halted", Preempted.exit_code, "ended by another node")
 
 
 class Attempt:
@@ -57,66 +55,160 @@ class Attempt:
     def __init__(self, store: Store, workdir: Path) -> None:
         self._began = time.monotonic() - _age_of_process_s()
         self._workdir = workdir
-        self._ranks: list[BaseProcess] = []
+        self._preparing = True
+        self._ranks: Processes | None = None
+        self._gang: Head | Member
         self.store = store
         self.clock: dict[str, float] = {}
-        self._damaged = False
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
+        signal.signal(INTERRUPT, self._on_interrupt)
 
     def run(self) -> None:
         """Returns when the run is finished, or raises the error whose exit code the box ends with."""
         self._mark("start")
-        notice_length_s()  # refused here, where it costs nothing
-        config = self._config()
-        lease = claim(self.store)
-        self.attempt = _attempt(lease.epoch)
-        self.journal = Journal(self.store, self.attempt, "box", quiet=True)
         try:
-            self._live(config, lease)
-        except (Preempted, Fenced):
-            raise
+            notice_length_s()  # refused here, where it costs nothing
+            nodes = Nodes.from_environment(os.environ)
+            config = self._config()
+            begin = self._lead if nodes.leads else self._join
+            begin(nodes)
         except _Leave:
-            raise Preempted("told to leave this machine before there was anything to save") from None
+            raise Preempted(_LEFT.error) from None
+        self.journal = Journal(self.store, self.attempt, "box", quiet=True)
+        cause: Exception | None = None
+        try:
+            self._gang.interrupt(True)
+            report = self._live(config)
+        except _Leave:
+            report = _LEFT
+        except Halted:
+            report = _HALTED
         except Exception as error:
-            told = describe(error)
-            self.journal.record("failed", **told)
-            if isinstance(error, VlaunchError):
-                raise
-            log.exception("the attempt failed")
-            raise VlaunchError(told["error"], hint="the traceback is above, and in vlaunch logs") from error
+            report, cause = failure(error), error
+        self._settle(report, cause)
 
-    def _live(self, config: TrainConfig, lease: Lease) -> None:
-        self._make_workdir(lease.epoch)
+    def _lead(self, nodes: Nodes) -> None:
+        self._gang = head = Head(nodes)
+        self._lease: Lease | None = claim(self.store)
+        self.epoch = self._lease.epoch
+        self.attempt = _attempt(self.epoch)
+        head.open(self.epoch, self.attempt, self.store.get(epoch_key(self.epoch)))
+
+    def _join(self, nodes: Nodes) -> None:
+        self._gang = member = Member(nodes, lambda epoch: self.store.get(epoch_key(epoch)))
+        self._lease, self.epoch, self.attempt = None, member.epoch, member.attempt
+
+    def _settle(self, report: Report, cause: Exception | None) -> None:
+        """Come to one end with the other nodes, and leave with its exit code."""
+        self._preparing = False
+        self._gang.interrupt(False)
+        if cause is not None and not isinstance(cause, VlaunchError):
+            log.error("the attempt failed", exc_info=cause)
+        verdict = self._gang.over(report)
+        if isinstance(self._gang, Head):
+            if verdict.kind == "failed" and not isinstance(cause, Fenced):
+                told = {"error": verdict.error, "hint": verdict.hint, "exit_code": verdict.exit_code}
+                self.journal.record("failed", **told)
+            elif verdict.kind == "gone":
+                self.journal.record("preempted")
+        self._gang.end(verdict)
+        if verdict.kind == "finished":
+            return
+        if verdict is report and isinstance(cause, VlaunchError):
+            raise cause
+        if verdict.exit_code == Preempted.exit_code:
+            raise Preempted(verdict.error, hint=verdict.hint)
+        error = VlaunchError(verdict.error, hint=verdict.hint)
+        error.exit_code = verdict.exit_code
+        raise error from cause
+
+    def _live(self, config: TrainConfig) -> Report:
+        # Another node's lists, and names the blobs that its ranks send; never started, it cannot commit.
+        lease = self._lease or Lease(self.store, self.epoch)
+        self._make_workdir()
         self._mark("claim")
-        with ThreadPoolExecutor(2) as pool:
-            fetched = pool.submit(self._fetch, config)
-            restored = pool.submit(self._restore, lease)
-            self._import()
-            resumed = restored.result()
-            ready = fetched.result() or self._build(config)
-        self._mark("fetch")
-        lease.start(resumed.step if resumed else 0, resumed.key if resumed else None)
+        if isinstance(self._gang, Head):
+            inputs, resumed = self._prepare_to_lead(self._gang, config, lease)
+        else:
+            inputs, resumed = self._prepare_to_follow(self._gang, config, lease)
         size = config.parallel.processes or _processes()
-        self.journal.record(
-            "started",
-            epoch=lease.epoch,
-            resumed_from=resumed.step if resumed else 0,
-            world_size=size,
-            region=os.environ.get("VLAUNCH_REGION", ""),
-            corpus=ready.report,
-        )
+        self._gang.set_off(size)
+        if self._gang.nodes.count > 1:
+            self._mark("nodes")
+        if self._gang.nodes.leads:
+            self.journal.record(
+                "started",
+                epoch=lease.epoch,
+                resumed_from=resumed.step if resumed else 0,
+                world_size=size * self._gang.nodes.count,
+                region=os.environ.get("VLAUNCH_REGION", ""),
+                corpus=inputs.report,
+            )
         log.info(
             "attempt %d: %s", self.attempt, f"resuming after step {resumed.step}" if resumed else "starting"
         )
-        self._run_ranks(config, lease, ready, resumed, size)
+        return self._run_ranks(config, lease, inputs, resumed, size)
 
-    def _make_workdir(self, epoch: int) -> None:
-        """An empty folder of this attempt's own; those of its forerunners on this disk go."""
+    def _prepare_to_lead(
+        self, head: Head, config: TrainConfig, lease: Lease
+    ) -> tuple[Inputs, Manifest | None]:
+        """What this machine needs, on its disk; then it is settled where the attempt resumes."""
+        from trainer.prepare import build, fetch
+
+        with _Pool() as pool:
+            fetched = pool.submit(fetch, self.store, config, self._workdir)
+            restored = pool.submit(self._resuming(lease).newest)
+            self._import(config)
+            resumed = restored.result()
+            inputs = fetched.result()
+        if inputs is None:
+            log.info("preparing tokeniser and corpus")
+            inputs = build(self.store, config, self._workdir)
+        self._mark("fetch")
+        head.gather()
+        lease.start(resumed.step if resumed else 0, resumed.key if resumed else None)
+        head.brief(resumed.key if resumed else None, bool(lease.reusable))
+        return inputs, resumed
+
+    def _prepare_to_follow(
+        self, member: Member, config: TrainConfig, lease: Lease
+    ) -> tuple[Inputs, Manifest | None]:
+        """The same bytes as the head's. What is most likely needed is fetched before the head has said so."""
+        from trainer.prepare import fetch
+
+        resuming = self._resuming(lease)
+        with _Pool() as pool:
+            fetched = pool.submit(fetch, cast(Store, _Untouched(self.store)), config, self._workdir)
+            guessed = pool.submit(resuming.guess)
+            self._import(config)
+            key, reusable = member.started()
+            likely = guessed.result()
+            inputs = fetched.result()
+        resumed = None
+        if key is not None:
+            resumed = likely if likely and likely.key == key else resuming.told(key)
+            lease.reusable = resumed.files if reusable else ()
+        if inputs is None:  # the head has built them by now
+            inputs = fetch(cast(Store, _Untouched(self.store)), config, self._workdir)
+        if inputs is None:
+            raise StoreError(
+                f"{self.store.uri} does not show this node the corpus that the head has prepared",
+                hint="every node must see the same store: give a bucket, or a folder that all of them share",
+            )
+        self._mark("fetch")
+        return inputs, resumed
+
+    def _resuming(self, lease: Lease) -> Resuming:
+        return Resuming(lease, self.journal, self._workdir / "checkpoint")
+
+    def _make_workdir(self) -> None:
+        """An empty folder of this attempt's own; those of its forerunners on this disk go. Nodes may share a disk."""
         name = self.store.uri.rstrip("/").rpartition("/")[2]
-        for old in self._workdir.glob(f"{name}-e[0-9]*"):
+        node = f"-n{self._gang.nodes.rank}" if self._gang.nodes.count > 1 else ""
+        for old in self._workdir.glob(f"{name}-e[0-9]*{node}"):
             shutil.rmtree(old, ignore_errors=True)
-        self._workdir = self._workdir / f"{name}-e{epoch:08d}"
+        self._workdir = self._workdir / f"{name}-e{self.epoch:08d}{node}"
         self._workdir.mkdir(parents=True)
 
     def _config(self) -> TrainConfig:
@@ -129,59 +221,22 @@ class Attempt:
             ) from None
         return decode_config(data, f"{self.store.uri}/{CONFIG}")
 
-    def _fetch(self, config: TrainConfig) -> Inputs | None:
-        from trainer.prepare import fetch
-
-        return fetch(self.store, config, self._workdir)
-
-    def _build(self, config: TrainConfig) -> Inputs:
-        from trainer.prepare import build
-
-        log.info("preparing tokeniser and corpus")
-        return build(self.store, config, self._workdir)
-
-    def _restore(self, lease: Lease) -> Manifest | None:
-        """The newest checkpoint whose every byte is right, on this disk; None where none was ever made."""
-        restored = self._fetch_newest(lease)
-        for key, problem in lease.passed_over:
-            self._tell_fallback(key, problem)
-        if restored is None and (self._damaged or lease.passed_over):
-            raise StoreError(
-                f"{self.store.uri}: no checkpoint of this run is whole any more",
-                hint="its journal says what is wrong with each; delete manifest/ in the run to begin again",
-            )
-        return restored
-
-    def _fetch_newest(self, lease: Lease) -> Manifest | None:
-        from trainer.prepare import fetch_all
-
-        for manifest in lease.newest():
-            try:
-                fetch_all(self.store, list(manifest.files), self._workdir / "checkpoint")
-                return manifest
-            except (CorruptObject, MissingKey) as error:
-                self._damaged = True
-                self._tell_fallback(manifest.key, error.message)
-                shutil.rmtree(self._workdir / "checkpoint", ignore_errors=True)
-        return None
-
-    def _tell_fallback(self, key: str, problem: str) -> None:
-        log.warning("%s is damaged, using the one before: %s", key, problem)
-        self.journal.record("fallback", manifest=key, problem=problem)
-
-    def _import(self) -> None:
+    def _import(self, config: TrainConfig) -> None:
         """The heavy imports, once for all processes, while the network is busy with the inputs."""
         import transformers.models.llama.modeling_llama  # noqa: F401
 
-        import trainer.rank  # noqa: F401
+        from trainer.rank import preload
 
+        preload(config)
         self._mark("import")
 
     def _run_ranks(
         self, config: TrainConfig, lease: Lease, inputs: Inputs, resumed: Manifest | None, size: int
-    ) -> None:
+    ) -> Report:
         from trainer.rank import Brief
 
+        gang, nodes = self._gang, self._gang.nodes
+        alone = nodes.count == 1
         brief = Brief(
             config=config,
             store=self.store,
@@ -192,68 +247,59 @@ class Attempt:
             checkpoint=self._workdir / "checkpoint",
             resumed=resumed,
             workdir=self._workdir,
-            world_size=size,
+            world_size=size * nodes.count,
             threads=config.parallel.threads or max(1, (os.cpu_count() or 1) // size),
-            rendezvous=f"file://{self._workdir}/rendezvous",
+            rendezvous=f"file://{self._workdir}/rendezvous" if alone else nodes.rendezvous,
             clock=self.clock,
         )
-        if int(os.environ.get("SKYPILOT_NUM_NODES", "1")) == 1:
-            # One machine: what the processes say to each other is never heard outside of it.
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
-        context = multiprocessing.get_context("fork")
+        # On one machine, what the processes say to each other is never heard outside of it.
+        interface = interface_of("127.0.0.1" if alone else nodes.addresses[nodes.rank])
+        if interface:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        self._ranks = ranks = Processes(brief, nodes.rank * size, size, gang.forget)
         # A signal that comes between a fork and the child's own handler waits for that handler.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        parent = os.getpid()
-        self._ranks = [
-            context.Process(target=_forked, args=(brief, rank, parent), name=f"rank {rank}")
-            for rank in range(size)
-        ]
-        for process in self._ranks:
-            process.start()
+        self._preparing = False
+        gang.interrupt(False)
+        with gang.still():
+            ranks.fork()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        self._wait()
+        try:
+            gang.host_meeting()
+            return self._wait(ranks)
+        finally:
+            ranks.kill()
 
-    def _wait(self) -> None:
-        """Until every process is gone; the first that fails ends the others, within milliseconds."""
-        alive = list(self._ranks)
-        while alive:
-            wait([process.sentinel for process in alive])
-            gone = [process for process in alive if not process.is_alive()]
-            alive = [process for process in alive if process.is_alive()]
-            # 75 is agreed on by all of them: each leaves by itself. Anything else leaves its peers hanging.
-            if any(process.exitcode not in (0, Preempted.exit_code) for process in gone):
-                for process in alive:
-                    process.kill()
-        codes = {process.exitcode for process in self._ranks}
-        if codes == {0}:
-            return
-        if codes == {Preempted.exit_code}:
-            raise Preempted("told to leave this machine", hint="start the same command again elsewhere")
-        raise self._failure()
-
-    def _failure(self) -> VlaunchError:
-        """The words of the process that failed first, else how one died."""
-        told = [json.loads(path.read_text()) for path in self._workdir.glob("failure-*.json")]
-        if told:
-            first = min(told, key=lambda failure: failure["time"])
-            error = VlaunchError(first["error"], hint=first["hint"])
-            error.exit_code = first["exit_code"]
-            return error
-        dead = next(p for p in self._ranks if p.exitcode not in (0, Preempted.exit_code))
-        cause = (
-            signal.Signals(-dead.exitcode).name
-            if dead.exitcode and dead.exitcode < 0
-            else f"code {dead.exitcode}"
-        )
-        return VlaunchError(f"{dead.name} died ({cause})", hint="SIGKILL usually means that memory ran out")
+    def _wait(self, ranks: Processes) -> Report:
+        """Until every process is gone; the first that fails, here or on another node, ends the others at once."""
+        gang = self._gang
+        while True:
+            gang.listen()
+            for number in gang.notices():
+                ranks.signal(number)
+            if ranks.in_trouble:
+                gang.halt()
+            if gang.halted:
+                ranks.kill()
+            if not ranks.alive:
+                return ranks.report()
+            wait([*ranks.sentinels, *gang.waitables])
+            ranks.reap()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        """Pass it on; before there is anything to save, simply go."""
-        if not self._ranks:
+        """Pass it on, to every machine; before there is anything to save, simply go."""
+        if self._preparing:
+            self._preparing = False
             raise _Leave
-        for process in self._ranks:
-            if process.pid and process.is_alive():
-                os.kill(process.pid, number)
+        if self._ranks is not None:
+            self._ranks.signal(number)
+            self._gang.notify(number)
+
+    def _on_interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        """Another node has ended the attempt; what is being prepared here is of no use any more."""
+        if self._preparing:
+            self._preparing = False
+            raise Halted
 
     def _mark(self, part: str) -> None:
         """Seconds since the mark before; the parts of a start are told in the journal."""
@@ -266,54 +312,35 @@ class _Leave(BaseException):
     """Raised by the signal handler. No Exception: an import under way would swallow that."""
 
 
+class _Untouched:
+    """A store in which a node that does not lead deletes nothing: what it finds damaged, the head makes anew."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def delete(self, key: str) -> None:
+        pass
+
+
+class _Pool(ThreadPoolExecutor):
+    """Two threads beside the imports. Where one thing fails, nobody waits for the others."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self.shutdown(wait=kind is None, cancel_futures=True)
+
+
 def _attempt(epoch: int) -> int:
     """The ordinal that the launcher gave this machine; the claim's where there is no launcher."""
     text = os.environ.get("VLAUNCH_ATTEMPT", "")
     if text and not text.isdigit():
         raise UsageError(f"VLAUNCH_ATTEMPT={text} is no ordinal of an attempt")
     return int(text or epoch)
-
-
-def describe(error: BaseException) -> dict[str, Any]:
-    """An error as the journal and the supervisor read it."""
-    return {
-        "error": getattr(error, "message", None) or f"{type(error).__name__}: {error}",
-        "hint": getattr(error, "hint", None),
-        "exit_code": getattr(error, "exit_code", 1),
-    }
-
-
-def _forked(brief: Brief, rank: int, parent: int) -> None:
-    """A process of its own from here on: ends with the exit code of what happened."""
-    if sys.platform == "linux":  # no process outlives its supervisor
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
-        os._exit(_FAILED)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads did not survive the fork
-    from trainer.preemption import Notice
-    from trainer.rank import run_rank
-
-    notice = Notice()
-    notice.listen()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    os.environ["LOCAL_RANK"] = str(rank)
-    code = 0
-    try:
-        run_rank(brief, rank, notice)
-    except Preempted as error:
-        log.info(error.message)
-        code = error.exit_code
-    except BaseException as error:
-        if not isinstance(error, VlaunchError):
-            traceback.print_exc()
-        told = describe(error) | {"time": time.time()}
-        failure = brief.workdir / f"failure-{rank}.json"
-        failure.with_suffix(".part").write_text(json.dumps(told))
-        failure.with_suffix(".part").rename(failure)
-        code = int(told["exit_code"])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _processes() -> int:

@@ -55,10 +55,11 @@ def supervise(uri: str, workdir: Path) -> None:
     """What `python -m trainer` does, with torchrun in the place of the fork."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from trainer.artifacts.store import open_store
+    from trainer.endings import Report
     from trainer.supervisor import Attempt
 
     class ThroughTorchrun(Attempt):
-        def _import(self) -> None:
+        def _import(self, config: Any) -> None:
             size = json.loads(self.store.get("config.json"))["parallel"]["processes"]
             self._torchrun = subprocess.Popen(
                 [
@@ -67,7 +68,7 @@ def supervise(uri: str, workdir: Path) -> None:
                 ]
             )
 
-        def _run_ranks(self, config: Any, lease: Any, inputs: Any, resumed: Any, size: int) -> None:
+        def _run_ranks(self, config: Any, lease: Any, inputs: Any, resumed: Any, size: int) -> Report:
             brief = {
                 "uri": self.store.uri,
                 "epoch": lease.epoch,
@@ -83,6 +84,7 @@ def supervise(uri: str, workdir: Path) -> None:
             part.write_text(json.dumps(brief))
             part.rename(workdir / "brief.json")
             self._torchrun.wait()
+            return Report("finished")
 
     logging.basicConfig(level=logging.INFO)
     ThroughTorchrun(open_store(uri), workdir).run()

@@ -21,7 +21,16 @@ from trainer.artifacts.store import open_store
 from trainer.config import ModelSection, TrainConfig
 from trainer.errors import ConfigError
 from trainer.fsdp import FullyShardedModel, decoder_layers
-from trainer.model import base_weights, model_config, parameter_count, random_weights, skeleton
+from trainer.model import (
+    allocate,
+    base_weights,
+    model_config,
+    parameter_count,
+    random_weights,
+    skeleton,
+    unfilled,
+    write_random,
+)
 from trainer.parallel import Source, World, joined
 
 every_tying = pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -112,6 +121,35 @@ def test_what_no_checkpoint_holds_is_computed_anew(world: World, rope: dict[str,
     assert theirs and same(ours, theirs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_no_checkpoint_holds_has_the_precision_that_transformers_gives_it(
+    world: World, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    write_random(llama(), 5, tmp_path)
+    model = skeleton(llama(), dtype)
+    allocate(model, world.device)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+    assert same(dict(model.named_buffers()), dict(theirs.named_buffers()))
+
+
+@every_tying
+def test_written_random_weights_are_a_folder_that_transformers_loads(tmp_path: Path, tied: bool) -> None:
+    write_random(llama(tie_word_embeddings=tied), 5, tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    drawn = random_weights(llama(tie_word_embeddings=tied), seed=5)
+    assert same(dict(theirs.named_parameters()), {name: drawn(name) for name, _ in theirs.named_parameters()})
+    assert theirs.config.architectures == ["LlamaForCausalLM"] and theirs.config.use_cache
+
+
+def test_memory_is_given_only_to_what_has_none(world: World) -> None:
+    model = skeleton(llama())
+    there = torch.ones(32)
+    model.model.norm.weight = torch.nn.Parameter(there.clone())
+    assert len(unfilled(model)) == len(list(model.parameters())) - 1
+    allocate(model, world.device)
+    assert not unfilled(model) and torch.equal(model.model.norm.weight, there)
+
+
 # --- from a base model ------------------------------------------------------------------------
 
 
@@ -182,6 +220,13 @@ def test_a_tokeniser_larger_than_the_base_model_is_refused(tmp_path: Path) -> No
     tokeniser = FAMILIES["byte-level"]()
     with pytest.raises(ConfigError, match=f"{len(tokeniser)} tokens, the base model only 300"):
         model_config(config_of(), tokeniser, tmp_path)
+
+
+def test_a_base_model_that_is_quantised_already_is_refused(tmp_path: Path) -> None:
+    quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    llama(vocab_size=1000, quantization_config=quantised).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="quantised already"):
+        model_config(config_of(), FAMILIES["byte-level"](), tmp_path)
 
 
 def test_rows_longer_than_the_base_model_has_positions_are_refused(tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from tests.trainer.boxes import run_box
+from tests.trainer.dialogues import FAMILIES
+from tests.trainer.networks import llama
 from tests.trainer.runs import create_run, write_corpus
 from trainer.artifacts.journal import read_journal
 from trainer.artifacts.layout import blob_key
@@ -147,6 +151,68 @@ def test_two_files_of_one_name_are_both_read(store: Store, config: TrainConfig, 
     names = [file.model_copy(update={"name": "same.jsonl"}) for file in twice.data.train]
     built = build(store, changed(twice, "data", train=names), tmp_path / "box")
     assert built.report["train"]["conversations"] == 45
+
+
+# --- a base for adapters ----------------------------------------------------------------------
+
+
+def base_of(inputs: Inputs) -> dict[str, bytes]:
+    assert inputs.base is not None
+    return {path.name: path.read_bytes() for path in inputs.base.iterdir()}
+
+
+def test_random_weights_for_adapters_are_drawn_once_and_stored_by_their_hash(
+    store: Store, config: TrainConfig, tmp_path: Path
+) -> None:
+    lora = changed(config, "train", method="lora")
+    built = build(store, lora, tmp_path / "first")
+    fetched = fetch(store, lora, tmp_path / "second")
+    assert fetched is not None and fetched.base != built.base
+    assert base_of(fetched) == base_of(built)
+    assert set(base_of(built)) == {"config.json", "model.safetensors"}
+    stored = {entry.key for entry in store.list("blob/")}
+    assert {blob_key(hashlib.sha256(data).hexdigest()) for data in base_of(built).values()} <= stored
+
+
+def test_every_method_of_adapters_has_the_same_random_weights_and_every_seed_its_own(
+    store: Store, config: TrainConfig, tmp_path: Path
+) -> None:
+    lora = build(store, changed(config, "train", method="lora"), tmp_path / "lora")
+    qlora = fetch(store, changed(config, "train", method="qlora"), tmp_path / "qlora")
+    assert qlora is not None and base_of(qlora) == base_of(lora)
+    assert fetch(store, changed(config, "train", method="lora", seed=7), tmp_path / "other") is None
+    assert build(store, config, tmp_path / "full").base is None
+
+
+def write_hub(home: Path, commit: str, *, is_main: bool, **shape: int) -> None:
+    """A model in the cache of Hugging Face's hub, as if it had been fetched."""
+    model = home / ".cache/huggingface/hub/models--org--thing"
+    folder = model / "snapshots" / commit
+    tokeniser = FAMILIES["byte-level"]()
+    AutoModelForCausalLM.from_config(llama(vocab_size=len(tokeniser), **shape)).save_pretrained(folder)
+    tokeniser.save_pretrained(folder)
+    if is_main:
+        (model / "refs").mkdir(exist_ok=True)
+        (model / "refs/main").write_text(commit)
+
+
+def test_every_attempt_takes_the_commit_of_a_base_that_the_first_one_took(
+    tmp_path: Path, isolated: Path
+) -> None:
+    first, newer = "a" * 40, "b" * 40
+    store, _ = run_with(
+        tmp_path, corpus_of(ANSWERED), model__shape=None, model__vocab_size=None, model__base="org/thing",
+        train__method="lora", train__max_steps=2, data__max_length=256,
+    )  # fmt: skip
+    write_hub(isolated, first, is_main=True)
+    done = run_box(tmp_path / "runs/one", tmp_path / "box")
+    assert done.returncode == 0, done.stderr
+    # The newest commit now is one that the checkpoint does not fit.
+    write_hub(isolated, newer, is_main=True, hidden_size=64)
+    again = run_box(tmp_path / "runs/one", tmp_path / "box")
+    assert again.returncode == 0, again.stderr
+    config = json.loads(store.get("export/adapter_config.json"))
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/thing", first)
 
 
 # --- refused ----------------------------------------------------------------------------------
