@@ -4,10 +4,15 @@ A batch is one long row of conversations without padding. Each conversation is a
 the causal kernel, so no mask exists that could leak (a collator that emits an attention_mask of ones beside
 position_ids silently lets documents attend to each other: docs/decisions/004) and no work is spent
 on pairs of different conversations: the cost is the sum of squared lengths, not the square of the sum.
+
+Two ways to the same numbers: one call for each conversation, on every device, and one call of torch's flash kernel
+for the whole row where choices.py says that the card runs it backward.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -15,9 +20,18 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import AttentionInterface
 
+from trainer.choices import Attention
 from trainer.errors import ConfigError
 
 NAME = "conversations"
+
+
+class Hidden:
+    """Boundaries as one thing without a length: compiled layers that were handed the tuple itself would be compiled
+    anew for every number of conversations in a row (torch 2.13 guards the length of what it only passes on)."""
+
+    def __init__(self, ends: tuple[int, ...]) -> None:
+        self.ends = ends
 
 
 def conversation_attention(
@@ -27,7 +41,7 @@ def conversation_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    boundaries: tuple[int, ...] | None = None,
+    boundaries: tuple[int, ...] | Hidden | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -48,17 +62,7 @@ def conversation_attention(
     Raises:
         ConfigError: the family's attention would be another one than this.
     """
-    if attention_mask is not None:
-        raise ValueError("packed rows take no attention_mask: conversations are kept apart without one")
-    if softcap is not None or s_aux is not None:
-        raise ConfigError("the base model caps its attention or gives it sinks, which is not supported")
-    ends = boundaries or (0, query.shape[2])
-    longest = max(end - start for start, end in zip(ends[:-1], ends[1:], strict=True))
-    if sliding_window is not None and longest > sliding_window:
-        raise ConfigError(
-            f"a conversation of {longest} tokens exceeds the base model's attention window of {sliding_window}",
-            hint=f"--max-length {sliding_window}",
-        )
+    ends = _checked(query, attention_mask, boundaries, sliding_window, softcap, s_aux)
     grouped = key.shape[1] != query.shape[1]
     pieces = [
         scaled_dot_product_attention(
@@ -76,7 +80,99 @@ def conversation_attention(
     return joined.transpose(1, 2).contiguous(), None
 
 
-def register() -> str:
-    """Make the function known to transformers under NAME; for a name it has no mask for, it builds none."""
-    AttentionInterface.register(NAME, conversation_attention)
-    return NAME
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    boundaries: tuple[int, ...] | Hidden | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The same by one call of torch's flash kernel. Arguments, result and errors as `conversation_attention`'s.
+
+    On GPUs from compute capability 8.0 on, in bfloat16 or float16. The kernel has no dropout.
+    """
+    ends = _checked(query, attention_mask, boundaries, sliding_window, softcap, s_aux)
+    if dropout:
+        raise ConfigError(
+            "packed flash attention has no dropout", hint="train.attn_implementation=sdpa drops attention"
+        )
+    starts = _on_device(ends, query.device)
+    longest = _longest(ends)
+    kernel, announced = _flash()
+    attended = kernel(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        starts,
+        starts,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1, 0),  # causal
+        **({"enable_gqa": True} if announced and key.shape[1] != query.shape[1] else {}),
+    )
+    return attended[None], None
+
+
+def register(attention: Attention = "sdpa", *, compiled: bool = False) -> str:
+    """Make an implementation known to transformers; its name there. For such a name transformers builds no mask.
+
+    compiled: around it the layers are compiled. It stays outside: its Python loop over boundaries would be compiled
+    anew for every row, and under checkpointing even fail (torch 2.13).
+    """
+    function = packed_attention if attention == "varlen" else conversation_attention
+    name = NAME if attention == "sdpa" else f"{NAME}-{attention}"
+    if compiled:
+        name, function = f"{name}-opaque", torch.compiler.disable(function)
+    AttentionInterface.register(name, function)
+    return name
+
+
+def _checked(
+    query: Tensor,
+    attention_mask: Tensor | None,
+    boundaries: tuple[int, ...] | Hidden | None,
+    sliding_window: int | None,
+    softcap: float | None,
+    s_aux: Tensor | None,
+) -> tuple[int, ...]:
+    """The boundaries, or an error: see `conversation_attention`."""
+    if attention_mask is not None:
+        raise ValueError("packed rows take no attention_mask: conversations are kept apart without one")
+    if softcap is not None or s_aux is not None:
+        raise ConfigError("the base model caps its attention or gives it sinks, which is not supported")
+    ends = boundaries.ends if isinstance(boundaries, Hidden) else boundaries or (0, query.shape[2])
+    longest = _longest(ends)
+    if sliding_window is not None and longest > sliding_window:
+        raise ConfigError(
+            f"a conversation of {longest} tokens exceeds the base model's attention window of {sliding_window}",
+            hint=f"--max-length {sliding_window}",
+        )
+    return ends
+
+
+def _longest(ends: tuple[int, ...]) -> int:
+    return max(end - start for start, end in zip(ends[:-1], ends[1:], strict=True))
+
+
+@lru_cache(maxsize=2)
+def _on_device(ends: tuple[int, ...], device: torch.device) -> Tensor:
+    """(conversations + 1,) int32. Copied once for a row: every layer asks, and again when it is recomputed."""
+    return torch.tensor(ends, dtype=torch.int32, device=device)
+
+
+@lru_cache(maxsize=1)
+def _flash() -> tuple[Any, bool]:
+    """torch's kernel, imported where it is used; and whether groups of heads have to be announced to it, as torch
+    2.13 wants them: versions before it just take them."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn, "enable_gqa" in signature(varlen_attn).parameters

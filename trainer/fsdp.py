@@ -21,8 +21,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from trainer import model as building
+from trainer.choices import reduces_each
 from trainer.config import TrainConfig
 from trainer.optim import adamw, set_learning_rate, set_steps_taken
+from trainer.optim_8bit import EightBitAdamW
 from trainer.parallel import Read, Source, World
 from trainer.quantize import whole as whole_weights
 
@@ -34,22 +36,26 @@ class FullyShardedModel:
         self.model = model
         self._config, self._world = config, world
         self._unfilled = building.unfilled(model)
+        self._reduces_each = reduces_each(config, world.device.type == "cuda")
         _shard(model, config, world)
-        self._optimiser: torch.optim.AdamW
+        self._optimiser: torch.optim.AdamW | EightBitAdamW
 
     def fill(self, source: Source | None) -> None:
         building.allocate(self.model, self._home)
         if source is not None:
             _copy(self.model, source, self._unfilled)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self._optimiser = adamw(trained, self._config.train)
+        if self._config.train.optim == "adamw_bnb_8bit":
+            embeddings = {m.weight for m in self.model.modules() if isinstance(m, nn.Embedding)}
+            self._optimiser = EightBitAdamW(trained, self._config.train, embeddings)
+        else:
+            self._optimiser = adamw(trained, self._config.train)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         if isinstance(self.model, FSDPModule):
-            self.model.set_requires_gradient_sync(last)
-        (
-            loss * self._world.size
-        ).backward()  # gradients are averaged over processes; the loss is a sum over them
+            self.model.set_requires_gradient_sync(last or self._reduces_each)
+        # Gradients are averaged over processes; the loss is a sum over them.
+        (loss * self._world.size).backward()
 
     def step(self, rate: float) -> float:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._config.train.max_grad_norm)
@@ -69,8 +75,8 @@ class FullyShardedModel:
         state: dict[str, Tensor] = {}
         for name, parameter in self._trained():
             state[f"model.{name}"] = parameter.detach()
-            state[f"exp_avg.{name}"] = self._optimiser.state[parameter]["exp_avg"]
-            state[f"exp_avg_sq.{name}"] = self._optimiser.state[parameter]["exp_avg_sq"]
+            moments = self._optimiser.state[parameter]
+            state |= {f"{key}.{name}": moments[key] for key in moments if key != "step"}
         return state
 
     def load(self, read: Read, steps: int, saved_by: int) -> None:

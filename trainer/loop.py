@@ -102,7 +102,7 @@ def held_out_loss(
     with torch.no_grad():
         for index in range(steps):
             batch = corpus.batch(mine[index * width : (index + 1) * width]).to(world.device)
-            summed += float(_summed_loss(sharded.model, batch))
+            summed += float(summed_loss(sharded.model, batch))
     sharded.settle()
     sharded.model.train()
     return world.agree(summed)[0] / total
@@ -118,14 +118,14 @@ def _optimise(job: Job, step: int) -> tuple[float, float]:
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     for index, conversations in enumerate(micro_batches):
         batch = job.corpus.batch(conversations).to(world.device)
-        loss = _summed_loss(job.sharded.model, batch) * weight
+        loss = summed_loss(job.sharded.model, batch) * weight
         job.sharded.backward(loss, last=index == len(micro_batches) - 1)
         total += loss.detach()
     norm = job.sharded.step(learning_rate(train, step, job.total_steps))
     return float(total), norm
 
 
-def _summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+def summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Cross-entropy summed over the trained tokens; logits are computed for those positions alone."""
     output = model(
         input_ids=batch.input_ids,

@@ -33,13 +33,13 @@ def adamw(parameters: Iterable[nn.Parameter], train: TrainSection) -> torch.opti
     return optimiser
 
 
-def set_steps_taken(optimiser: torch.optim.AdamW, steps: int) -> None:
+def set_steps_taken(optimiser: torch.optim.Optimizer, steps: int) -> None:
     """Bias correction counts every step of the run: it follows from the position, so it is not saved."""
     for parameter in _owned(optimiser):
         optimiser.state[parameter]["step"].fill_(float(steps))
 
 
-def set_learning_rate(optimiser: torch.optim.AdamW, rate: float) -> None:
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
     for group in optimiser.param_groups:
         group["lr"] = rate
 
@@ -61,5 +61,5 @@ def learning_rate(train: TrainSection, step: int, total: int) -> float:
     return train.learning_rate * shape
 
 
-def _owned(optimiser: torch.optim.AdamW) -> list[nn.Parameter]:
+def _owned(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimiser.param_groups for parameter in group["params"]]

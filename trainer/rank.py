@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,24 +17,30 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from trainer import export as exporting
-from trainer import methods
+from trainer import kernels, methods
 from trainer import model as building
 from trainer.artifacts.fencing import Lease, valid_manifests
 from trainer.artifacts.journal import Journal
 from trainer.artifacts.manifest import Manifest
 from trainer.artifacts.metrics import EvalRecord, MetricsWriter, StepRecord
 from trainer.artifacts.store import Store
+from trainer.batching import Fullest, Peak, rehearse
 from trainer.checkpoint import Checkpointer, restore, seed_process
+from trainer.choices import Choices, choose
 from trainer.config import TrainConfig
 from trainer.conversation import get_template
 from trainer.dataset import TokenisedCorpus
 from trainer.errors import Preempted, StoreError
-from trainer.loop import Job, train
-from trainer.packing import first_fit_decreasing, one_per_row
+from trainer.fitting import Case, forecast
+from trainer.hardware import Hardware
+from trainer.loop import Job, summed_loss, train
+from trainer.packing import Rows, first_fit_decreasing, one_per_row
 from trainer.parallel import Sharded, Source, World, joined, spread
 from trainer.preemption import Notice
 from trainer.prepare import Inputs, fetch_all
 from trainer.sampler import Sampler
+from trainer.shape import Shape, head_dim
+from trainer.shortage import ends_if_memory_runs_out, told_if_memory_runs_out
 from trainer.standing import resumed_standing
 from trainer.tracking import Tracker
 
@@ -90,10 +97,21 @@ def run_rank(brief: Brief, rank: int, notice: Notice) -> None:
         Preempted: the machine is going; the newest durable checkpoint is where the next attempt starts.
         Fenced: a newer attempt owns the run.
     """
+    kernels.let_segments_grow()
     with joined(rank, brief.world_size, brief.rendezvous, brief.threads) as world:
-        job, tokeniser, start, observer = _set_up(brief, world, notice)
+        tokeniser = PreTrainedTokenizerFast.from_pretrained(brief.inputs.tokeniser)
+        hardware = kernels.detect(_on_this_machine(brief))
+        brief, choices = _chosen(brief, tokeniser, hardware)
+        case = partial(memory_case, brief, hardware)
+        if world.leads and hardware.kind == "cuda":
+            kernels.tell(hardware, choices)
+            log.info("%s", forecast(case))
+        told = partial(told_if_memory_runs_out, case, world.device)
+        with told("before the first step"):
+            job, start, observer = _set_up(brief, world, notice, tokeniser, choices)
         try:
-            ending, step = train(job, start)
+            with told("while training"):
+                ending, step = train(job, start)
             if ending == "preempted":
                 _depart(brief, job, step)
             _make_durable(brief, job, step)
@@ -104,22 +122,61 @@ def run_rank(brief: Brief, rank: int, notice: Notice) -> None:
             job.checkpointer.close()
 
 
+def try_rows(brief: Brief, rank: int) -> Peak:
+    """What the fullest rows take of this machine, in a trial (shortage.py) that leaves where memory runs out."""
+    os.environ["LOCAL_RANK"] = str(rank)
+    kernels.let_segments_grow()
+    with joined(rank, brief.world_size, brief.rendezvous, brief.threads) as world, ends_if_memory_runs_out():
+        tokeniser = PreTrainedTokenizerFast.from_pretrained(brief.inputs.tokeniser)
+        brief, choices = _chosen(brief, tokeniser, kernels.detect(brief.world_size))
+        sharded = _build(brief, world, tokeniser, choices)
+        sharded.fill(None if brief.config.train.method == "full" else _weights(brief, sharded))
+        batch = _fullest(brief).batch(brief.config.train.per_device_train_batch_size)
+        return rehearse(sharded, summed_loss, batch.to(world.device), world.size)
+
+
+def memory_case(brief: Brief, hardware: Hardware) -> Case:
+    """This run on this machine, as far as memory goes."""
+    tokeniser = PreTrainedTokenizerFast.from_pretrained(brief.inputs.tokeniser)
+    shape = Shape.of(building.model_config(brief.config, tokeniser, brief.inputs.base).to_dict())
+    return Case(brief.config, hardware, shape, brief.world_size, _fullest(brief).within, kernels.installed())
+
+
+def _chosen(brief: Brief, tokeniser: PreTrainedTokenizerFast, hardware: Hardware) -> tuple[Brief, Choices]:
+    """How this machine computes, and the brief with the number format that it has."""
+    fields = building.model_config(brief.config, tokeniser, brief.inputs.base).to_dict()
+    dropout = fields.get("attention_dropout") or 0.0
+    choices = choose(hardware, brief.config, kernels.installed(), head_dim(fields), dropout)
+    kernels.prepare(choices)
+    return replace(brief, config=kernels.as_chosen(brief.config, choices)), choices
+
+
+def _on_this_machine(brief: Brief) -> int:
+    """Processes of the run on this machine."""
+    return brief.world_size // int(os.environ.get("SKYPILOT_NUM_NODES", "1"))
+
+
+def _rows(brief: Brief, corpus: TokenisedCorpus) -> Rows:
+    data = brief.config.data
+    return first_fit_decreasing(corpus.lengths, data.max_length) if data.packing else one_per_row(len(corpus))
+
+
+def _fullest(brief: Brief) -> Fullest:
+    corpus = TokenisedCorpus(brief.inputs.train)
+    return Fullest.of(corpus.lengths, corpus.trained_counts, _rows(brief, corpus))
+
+
 def _set_up(
-    brief: Brief, world: World, notice: Notice
-) -> tuple[Job, PreTrainedTokenizerFast, int, RankObserver]:
+    brief: Brief, world: World, notice: Notice, tokeniser: PreTrainedTokenizerFast, choices: Choices
+) -> tuple[Job, int, RankObserver]:
     config, train_config = brief.config, brief.config.train
     clock = Stopwatch(brief.clock)
-    tokeniser = PreTrainedTokenizerFast.from_pretrained(brief.inputs.tokeniser)
     corpus = TokenisedCorpus(brief.inputs.train)
     held_out = TokenisedCorpus(brief.inputs.held_out) if brief.inputs.held_out else None
-    rows = (
-        first_fit_decreasing(corpus.lengths, config.data.max_length)
-        if config.data.packing
-        else one_per_row(len(corpus))
-    )
+    rows = _rows(brief, corpus)
     sampler = Sampler(corpus.lengths, rows, train_config.global_batch_size, train_config.seed)
     clock.mark("data")
-    sharded = _build(brief, world, tokeniser)
+    sharded = _build(brief, world, tokeniser, choices)
     clock.mark("build")
     start = _fill(brief, world, sharded)
     clock.mark("load")
@@ -135,14 +192,15 @@ def _set_up(
         train_config, config.checkpoint, sharded, corpus, held_out, sampler, total, world, checkpointer,
         notice, observer, standing, brief.attempt, brief.lease.epoch,
     )  # fmt: skip
-    return job, tokeniser, start, observer
+    return job, start, observer
 
 
-def _build(brief: Brief, world: World, tokeniser: PreTrainedTokenizerFast) -> Sharded:
+def _build(brief: Brief, world: World, tokeniser: PreTrainedTokenizerFast, choices: Choices) -> Sharded:
     """The sharded network, without weights yet."""
     model = building.build(brief.config, tokeniser, brief.inputs.base, world.device)
     if brief.config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    kernels.equip(model, choices)
     return spread(model, brief.config, world)
 
 
@@ -218,7 +276,9 @@ def _take_best(brief: Brief, job: Job, step: int) -> int:
         return step
     kept = next((manifest for manifest in valid_manifests(brief.store) if manifest.step == best), None)
     if kept is None:
-        log.warning("the held-out loss was lowest at step %d, of which nothing is stored: exporting the last", best)
+        log.warning(
+            "the held-out loss was lowest at step %d, of which nothing is stored: exporting the last", best
+        )
         return step
     if job.world.leads:
         log.info("taking step %d: its held-out loss of %.4f is the lowest", best, job.standing.best_loss)

@@ -13,6 +13,7 @@ import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
@@ -42,6 +43,7 @@ from trainer.resuming import Resuming
 
 if TYPE_CHECKING:
     from trainer.prepare import Inputs
+    from trainer.rank import Brief
 
 log = logging.getLogger("trainer")
 
@@ -256,6 +258,8 @@ class Attempt:
         interface = interface_of("127.0.0.1" if alone else nodes.addresses[nodes.rank])
         if interface:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        if config.train.auto_batch:
+            brief = self._with_rows_found(brief, size)
         self._ranks = ranks = Processes(brief, nodes.rank * size, size, gang.forget)
         # A signal that comes between a fork and the child's own handler waits for that handler.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -269,6 +273,30 @@ class Attempt:
             return self._wait(ranks)
         finally:
             ranks.kill()
+
+    def _with_rows_found(self, brief: Brief, size: int) -> Brief:
+        """As many rows in a forward pass as this machine holds; tried by its own processes, without other nodes."""
+        from trainer.batching import settle_rows
+        from trainer.rank import memory_case, try_rows
+        from trainer.shortage import Forks
+
+        alone = replace(brief, world_size=size)
+
+        def trial(config: TrainConfig, rank: int, number: int) -> Any:
+            rendezvous = f"file://{self._workdir}/trial-{number}"
+            return try_rows(replace(alone, config=config, rendezvous=rendezvous), rank)
+
+        config = settle_rows(
+            brief.config,
+            self.store,
+            size,
+            -(-brief.config.train.global_batch_size // brief.world_size),
+            trial,
+            lambda config, hardware: memory_case(replace(alone, config=config), hardware),
+            Forks(self._gang.still, self._gang.forget),
+        )
+        self._mark("rows")
+        return replace(brief, config=config)
 
     def _wait(self, ranks: Processes) -> Report:
         """Until every process is gone; the first that fails, here or on another node, ends the others at once."""

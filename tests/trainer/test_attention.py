@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers import MistralConfig, PreTrainedModel
 
+from tests.trainer.fake_flash import calls_of_the_flash_kernel
 from tests.trainer.networks import llama, sharp
-from trainer.attention import conversation_attention
+from trainer.attention import conversation_attention, packed_attention, register
 from trainer.errors import ConfigError
 
 LENGTHS = (17, 1, 30, 8)
@@ -138,3 +139,42 @@ def test_attention_that_this_is_not_is_refused() -> None:
     query = torch.randn(1, 4, 6, 8)
     with pytest.raises(ConfigError, match="not supported"):
         conversation_attention(torch.nn.Module(), query, query, query, None, softcap=50.0)
+
+
+def test_the_packed_kernel_computes_the_same_forward_and_backward() -> None:
+    calls_of_the_flash_kernel()
+    for key_value_heads in (4, 2, 1):
+        inputs = [torch.randn(1, heads, 56, 8, requires_grad=True) for heads in (4, *2 * [key_value_heads])]
+        apart = conversation_attention(torch.nn.Module(), *inputs, None, boundaries=BOUNDARIES, scaling=0.4)[
+            0
+        ]
+        packed_row = packed_attention(torch.nn.Module(), *inputs, None, boundaries=BOUNDARIES, scaling=0.4)[0]
+        assert (packed_row - apart).abs().max() < CLOSE
+        weights = torch.randn_like(apart)
+        separate = torch.autograd.grad(apart, inputs, weights)
+        together = torch.autograd.grad(packed_row, inputs, weights)
+        for one, other in zip(together, separate, strict=True):
+            assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+def test_the_packed_kernel_gets_the_boundaries_of_a_row_once_as_int32() -> None:
+    calls = calls_of_the_flash_kernel()
+    model = sharp(llama(), register("varlen")).train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model(**packed(documents())).logits.sum().backward()
+    layers = model.config.num_hidden_layers
+    assert len(calls) == 2 * layers  # again where it is recomputed
+    assert len({id(starts) for starts in calls}) == 1
+    assert calls[0].dtype == torch.int32
+    assert calls[0].tolist() == list(BOUNDARIES)
+
+
+def test_the_packed_kernel_refuses_what_it_would_compute_otherwise() -> None:
+    calls_of_the_flash_kernel()
+    query = torch.randn(1, 4, 6, 8)
+    with pytest.raises(ConfigError, match="no dropout"):
+        packed_attention(torch.nn.Module(), query, query, query, None, dropout=0.1)
+    with pytest.raises(ValueError, match="no attention_mask"):
+        packed_attention(torch.nn.Module(), query, query, query, torch.ones(1, 1, 6, 6))
+    with pytest.raises(ConfigError, match="6 tokens exceeds the base model's attention window of 5"):
+        packed_attention(torch.nn.Module(), query, query, query, None, sliding_window=5)

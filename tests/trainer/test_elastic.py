@@ -43,7 +43,7 @@ def lived(folder: Path, corpus: Path, sizes: list[int], **settings: object) -> t
     run = start(folder, corpus, sizes[0], **settings)
     for number, size in enumerate(sizes):
         move(run, size)
-        death = Death("never") if number == len(sizes) - 1 else Death("after", "manifest/", 3)
+        death = Death("never") if number == len(sizes) - 1 else Death("after", "manifest/")
         assert live(str(run), folder / f"work-{number}", death) == (death.when != "never")
     return run, read_metrics(open_store(str(run)))[0]
 
