@@ -20,6 +20,7 @@ import pytest
 from tests.trainer.boxes import REPOSITORY
 from tests.trainer.killing import begin_box
 from tests.trainer.metadata_servers import AwsService, AzureService, GcpService, MetadataService
+from tests.trainer.nodes import ADDRESSES, Machine, free_port, until
 from tests.trainer.runs import create_run, write_corpus
 from tests.trainer.test_exact_resume import exported, numbers
 from trainer.artifacts.journal import RunEvent, read_journal
@@ -174,10 +175,10 @@ def test_a_notice_that_is_taken_back_after_the_run_heard_of_it_still_ends_the_at
 
 
 def test_an_event_of_azure_that_is_cancelled_while_it_is_far_off_costs_one_save(
-    tmp_path: Path, corpus: Path, undisturbed: dict[int, Path], served: Callable[[Any], Any]
+    tmp_path: Path, corpus: Path, served: Callable[[Any], Any]
 ) -> None:
     run = tmp_path / "runs/cancelled"
-    create_run(str(run), corpus, **NEVER)
+    create_run(str(run), corpus, **NEVER | {"train__max_steps": 3 * STEPS})  # two looks have to fit in
     service = served(AzureService())
     box = Box(run, tmp_path / "work", "azure", service)
     box.wait_for("training")
@@ -191,7 +192,6 @@ def test_an_event_of_azure_that_is_cancelled_while_it_is_far_off_costs_one_save(
     assert told[0].startswith("azure: Redeploy not before ")
     assert told[1:] == [f"{told[0]}: taken back"]
     assert len(box.events("checkpoint")) == 2
-    assert numbers(str(run)) == numbers(str(undisturbed[1]))
 
 
 def test_a_machine_that_is_already_being_taken_is_left_before_anything_is_prepared(
@@ -227,6 +227,41 @@ def test_a_metadata_service_that_fails_does_not_touch_the_run(
     assert not box.events("notice") and not box.events("warning")
     assert "Traceback" not in box.log.read_text()
     assert numbers(str(run)) == numbers(str(undisturbed[1]))
+
+
+def test_what_one_of_several_machines_hears_all_heed_and_none_saves_where_one_has_no_time(
+    tmp_path: Path, corpus: Path, served: Callable[[Any], Any]
+) -> None:
+    """The second machine alone is warned, and then taken at once; the first, which leads, knows of nothing."""
+    run = tmp_path / "runs/gang"
+    create_run(str(run), corpus, **NEVER)
+    service = served(AwsService())
+    shared = {
+        "SKYPILOT_NUM_NODES": "2",
+        "SKYPILOT_NODE_IPS": "\n".join(ADDRESSES),
+        "VLAUNCH_RENDEZVOUS_PORT": str(free_port()),
+    }
+    told = {
+        "VLAUNCH_CLOUD": "aws",
+        "VLAUNCH_METADATA_URL": service.url,
+        "VLAUNCH_NOTICE_POLL_S": "0.2",
+    }
+    machines = [
+        Machine(run, tmp_path / "node-0", shared | {"SKYPILOT_NODE_RANK": "0"}),
+        Machine(run, tmp_path / "node-1", shared | {"SKYPILOT_NODE_RANK": "1"} | told),
+    ]
+
+    def said(kind: str) -> list[RunEvent]:
+        return [event for event in read_journal(open_store(str(run))) if event.kind == kind]
+
+    until(lambda: bool(said("training")), machines)
+    service.recommend_rebalance()
+    until(lambda: bool(said("checkpoint")), machines)
+    service.interrupt(0)
+
+    assert [machine.end() for machine in machines] == [PREEMPTED, PREEMPTED], machines[0].output
+    (early,), (left,) = said("checkpoint"), said("preempted")
+    assert left.data["durable_step"] == early.data["step"] < left.data["step"]
 
 
 def test_sigterm_is_the_notice_of_slurm_and_kubernetes(tmp_path: Path, corpus: Path) -> None:
