@@ -235,7 +235,10 @@ def _turning_point(event: RunEvent) -> str | None:
                 else "starts at the beginning"
             )
         ),
-        "notice": lambda: f"attempt {event.attempt}: told to leave, {data['step']} steps done",
+        "warning": lambda: f"attempt {event.attempt}: {data['source']}, {data['step']} steps done",
+        "notice": lambda: (
+            f"attempt {event.attempt}: told to leave, {data['step']} steps done{_by_whom(data.get('source', ''))}"
+        ),
         "fallback": lambda: (
             f"attempt {event.attempt}: a checkpoint is damaged, using the one before: {data['problem']}"
         ),
@@ -248,6 +251,11 @@ def _turning_point(event: RunEvent) -> str | None:
         "failed": lambda: f"attempt {event.attempt} failed: {data['error']}",
     }.get(event.kind)
     return f"{at}  {line()}" if line is not None else None
+
+
+def _by_whom(source: str) -> str:
+    """What a cloud said, `aws: terminate at ...`; the name of a signal says nothing to people."""
+    return f" ({source})" if ": " in source else ""
 
 
 def _last(record: RunRecord, *kinds: str) -> RunEvent | None:

@@ -299,6 +299,7 @@ _TRANSITIONS: Mapping[str, Mapping[State, State]] = {
     "checkpoint": _STAY,
     "save_failed": _STAY,
     "fallback": _STAY,
+    "warning": _STAY,
     "notice": _STAY,
     "preempted": _row(_REC, stopping=_STOPPING, stopped=_STOPPED, finished=_FIN, failed=_FAIL),
     "exported": _STAY,

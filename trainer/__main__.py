@@ -35,10 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
     # Asking how many GPUs there are must not start CUDA here: the processes are forked from this one.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     from trainer.artifacts.store import open_store
+    from trainer.notices import watched
     from trainer.supervisor import Attempt
 
     try:
-        Attempt(open_store(options.run), options.workdir.absolute()).run()
+        attempt = Attempt(open_store(options.run), options.workdir.absolute())
+        with watched(attempt.board):
+            attempt.run()
     except Preempted as notice:
         logging.getLogger("trainer").info(notice.message)
         return notice.exit_code

@@ -104,6 +104,11 @@ class Cadence:
         return self.stall_s + (self.save_s if self.shares_cores else 0.0)
 
     @property
+    def takes_s(self) -> float:
+        """Seconds from the end of a step until it is durable, as the last save took; before the first one, little."""
+        return self.stall_s + self.save_s
+
+    @property
     def interval_s(self) -> float:
         optimum = math.sqrt(2.0 * self.cost_s * self.settings.mtbf_s)
         return min(max(optimum, 2.0 * self.save_s), self.settings.max_interval_s)

@@ -35,7 +35,8 @@ class Observer(Protocol):
 
     def step(self, record: StepRecord) -> None: ...
     def held_out(self, record: EvalRecord) -> None: ...
-    def noticed(self, step: int) -> None: ...
+    def noticed(self, step: int, source: str, left_s: float, save_s: float) -> None: ...
+    def warned(self, step: int, source: str) -> None: ...
     def cut(self) -> None: ...
 
 
@@ -73,7 +74,7 @@ def train(job: Job, start: int) -> tuple[Ending, int]:
         last = done == job.total_steps
         saver = job.checkpointer
         loss, noticed, busy, due = job.world.agree(
-            loss, float(job.notice.given), float(saver.busy), float(job.world.leads and saver.due(done))
+            loss, float(job.notice.given), float(saver.busy), float(_save_due(job, done))
         )
         saver.raise_if_fenced()
         _tell(job, step, loss, norm, time.monotonic() - began)
@@ -143,6 +144,8 @@ def summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
 def _tell(job: Job, step: int, loss: float, norm: float, seconds: float) -> None:
     if not job.world.leads:
         return
+    for news in job.notice.warnings():
+        job.observer.warned(step + 1, news.source)
     seen = job.sampler.before(step + 1)
     job.observer.step(
         StepRecord(
@@ -177,18 +180,29 @@ def _measure_held_out(job: Job, step: int) -> bool:
     return job.standing.add(step, loss)
 
 
+def _save_due(job: Job, step: int) -> bool:
+    """By the cadence, which the first process keeps; or because this machine may be taken: each knows of its own."""
+    warned = job.checkpoint.on_notice and job.notice.save_soon
+    return warned or (job.world.leads and job.checkpointer.due(step))
+
+
 def _save(job: Job, step: int, *, best: bool = False) -> None:
     job.observer.cut()
+    job.notice.save_soon = False
     job.checkpointer.save(step, job.sampler.before(step), job.sharded, best=best)
 
 
 def _leave(job: Job, step: int) -> None:
     """The machine is going: let the save under way land, then save this very step if there is time for it."""
+    saver, notice = job.checkpointer, job.notice
     if job.world.leads:
-        job.observer.noticed(step)
-    saver = job.checkpointer
+        job.observer.noticed(step, notice.source, notice.left_s, saver.cadence.takes_s)
     saver.wait()
-    worth_it = job.checkpoint.on_notice and saver.durable_step < step and saver.cadence.save_s < job.notice.left_s
-    if job.world.agree(float(job.world.leads and worth_it))[0]:
+    worth_it = job.checkpoint.on_notice and saver.durable_step < step
+    # Of several machines each knows its own end: all must have the time.
+    wanted, late = job.world.agree(
+        float(job.world.leads and worth_it), float(saver.cadence.takes_s >= notice.left_s)
+    )
+    if wanted and not late:
         _save(job, step)
         saver.wait()

@@ -140,7 +140,7 @@ def _forked(brief: Brief, rank: int, local: int, parent: int, cut_ties: Callable
     from trainer.preemption import Notice
     from trainer.rank import run_rank
 
-    notice = Notice()
+    notice = Notice(brief.board)
     notice.listen()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     os.environ["LOCAL_RANK"] = str(local)

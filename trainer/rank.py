@@ -6,6 +6,7 @@ Forked by the supervisor after it has imported torch, so that eight processes pa
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ from trainer.hardware import Hardware
 from trainer.loop import Job, summed_loss, train
 from trainer.packing import Rows, first_fit_decreasing, one_per_row
 from trainer.parallel import Sharded, Source, World, joined, spread
-from trainer.preemption import Notice
+from trainer.preemption import Board, Notice
 from trainer.prepare import Inputs, fetch_all
 from trainer.sampler import Sampler
 from trainer.shape import Shape, head_dim
@@ -68,6 +69,8 @@ class Brief:
     rendezvous: str
     clock: dict[str, float]
     """Seconds that each part of the start has taken so far, by name."""
+    board: Board | None = None
+    """What the cloud says about this machine, for all processes of it."""
 
 
 def preload(config: TrainConfig) -> None:
@@ -240,7 +243,7 @@ def _adapted(brief: Brief) -> exporting.Base | None:
 def _depart(brief: Brief, job: Job, step: int) -> NoReturn:
     durable = job.checkpointer.durable_step
     if job.world.leads:
-        brief.journal.record("preempted", step=step, durable_step=durable)
+        brief.journal.record("preempted", step=step, durable_step=durable, lost_steps=step - durable)
     raise Preempted(f"left at step {step}; durable at step {durable}")
 
 
@@ -352,9 +355,15 @@ class RankObserver:
         if self._tracker is not None:
             self._tracker.held_out(record)
 
-    def noticed(self, step: int) -> None:
-        log.warning("told to leave this machine; %d steps done", step)
-        self._journal.record("notice", step=step)
+    def noticed(self, step: int, source: str, left_s: float, save_s: float) -> None:
+        told = {} if math.isinf(left_s) else {"left_s": round(left_s, 3), "save_s": round(save_s, 3)}
+        source = source or "another process"  # a signal has not come to this one yet, or this machine stays
+        log.warning("told to leave this machine (%s); %d steps done", source, step)
+        self._journal.record("notice", step=step, source=source, **told)
+
+    def warned(self, step: int, source: str) -> None:
+        log.warning("%s; %d steps done", source, step)
+        self._journal.record("warning", step=step, source=source)
 
     def cut(self) -> None:
         if self._tracker is not None:

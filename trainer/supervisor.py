@@ -37,7 +37,7 @@ from trainer.errors import (
 from trainer.gang import Halted, Head, Member
 from trainer.lines import INTERRUPT
 from trainer.nodes import Nodes, interface_of
-from trainer.preemption import SIGNALS, notice_length_s
+from trainer.preemption import NEWS, SIGNALS, Board, notice_length_s
 from trainer.processes import Processes
 from trainer.resuming import Resuming
 
@@ -62,9 +62,11 @@ class Attempt:
         self._gang: Head | Member
         self.store = store
         self.clock: dict[str, float] = {}
+        self.board = Board()
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
         signal.signal(INTERRUPT, self._on_interrupt)
+        signal.signal(NEWS, self._on_news)
 
     def run(self) -> None:
         """Returns when the run is finished, or raises the error whose exit code the box ends with."""
@@ -253,6 +255,7 @@ class Attempt:
             threads=config.parallel.threads or max(1, (os.cpu_count() or 1) // size),
             rendezvous=f"file://{self._workdir}/rendezvous" if alone else nodes.rendezvous,
             clock=self.clock,
+            board=self.board,
         )
         # On one machine, what the processes say to each other is never heard outside of it.
         interface = interface_of("127.0.0.1" if alone else nodes.addresses[nodes.rank])
@@ -328,6 +331,12 @@ class Attempt:
         if self._preparing:
             self._preparing = False
             raise Halted
+
+    def _on_news(self, _number: int, _frame: FrameType | None) -> None:
+        """The cloud takes this machine. The ranks read that from the board, and tell those of other nodes."""
+        if self._preparing:
+            self._preparing = False
+            raise _Leave
 
     def _mark(self, part: str) -> None:
         """Seconds since the mark before; the parts of a start are told in the journal."""

@@ -189,6 +189,7 @@ class Keeper:
             "VLAUNCH_ATTEMPT": str(attempt),
             "VLAUNCH_REGION": candidate.region,
             "VLAUNCH_NOTICE_S": str(launch.notice_s),
+            "VLAUNCH_CLOUD": "none",  # this market is the only one that takes machines here
         }
         disk = self._home / "disks" / f"{candidate.zone}-{attempt}"
         try:

@@ -15,7 +15,7 @@ def run_box(run: str | Path, workdir: Path) -> subprocess.CompletedProcess[str]:
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return subprocess.run(
         [sys.executable, "-m", "trainer", "--run", str(run), "--workdir", str(workdir)],
-        env=environment | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"},
+        env=environment | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "VLAUNCH_CLOUD": "none"},
         capture_output=True,
         text=True,
         timeout=300,

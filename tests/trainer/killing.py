@@ -127,11 +127,28 @@ def live(run: str, workdir: Path, death: Death, *, forget_random_state: bool = F
     return process.exitcode != 0
 
 
+def begin_box(
+    run: str, workdir: Path, environment: dict[str, str]
+) -> multiprocessing.process.BaseProcess:
+    """`python -m trainer` from its first line to its exit code, in an environment; its output goes to `workdir`.log."""
+    process = _LIVES.Process(target=_box, args=(run, workdir, environment))
+    process.start()
+    return process
+
+
+def _box(run: str, workdir: Path, environment: dict[str, str]) -> None:
+    _alone(workdir)
+    os.environ.update(environment)
+    from trainer.__main__ import main
+
+    code = main(["--run", run, "--workdir", str(workdir)])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _life(run: str, workdir: Path, death: Death, forget_random_state: bool) -> None:
-    os.setsid()
-    log = os.open(_log(workdir), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    _alone(workdir)
     from trainer.__main__ import start_logging
     from trainer.supervisor import Attempt
 
@@ -146,6 +163,14 @@ def _life(run: str, workdir: Path, death: Death, forget_random_state: bool) -> N
         threading.Thread(target=_die_in_staging, args=(workdir, death.nth), daemon=True).start()
     Attempt(FatalStore(store, death), workdir).run()
     sys.stdout.flush()
+
+
+def _alone(workdir: Path) -> None:
+    """A process group and a log of its own."""
+    os.setsid()
+    log = os.open(_log(workdir), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
 
 
 def _die_in_staging(workdir: Path, nth: int) -> None:

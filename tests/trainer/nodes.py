@@ -111,7 +111,7 @@ def _live(run: str, workdir: Path, log: Path, environment: dict[str, str], names
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    os.environ.update(environment)
+    os.environ.update({"VLAUNCH_CLOUD": "none"} | environment)
     if namespace:
         with open(f"/run/netns/{namespace}") as network:
             if ctypes.CDLL(None, use_errno=True).setns(network.fileno(), _CLONE_NEWNET):

@@ -79,7 +79,7 @@ def test_a_read_only_store_is_refused_with_its_path_and_what_to_do(small_disk: P
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
 
     command = [sys.executable, "-m", "trainer", "--run", run, "--workdir", str(tmp_path / "work")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"VLAUNCH_CLOUD": "none"})
 
     assert done.returncode == 1
     assert str(small_disk) in done.stderr and "the file system is mounted read-only" in done.stderr

@@ -80,8 +80,20 @@ EVENTS: dict[str, EventKind] = {
     "fallback": EventKind(
         "box", "a checkpoint is unusable, the one before is tried", ("manifest", "problem")
     ),
-    "notice": EventKind("box", "the machine will be taken", ("step",)),
-    "preempted": EventKind("box", "the attempt ends to be resumed elsewhere", ("step", "durable_step")),
+    "warning": EventKind(
+        "box", "the cloud says that the machine may be taken, or no longer; training goes on", ("step", "source")
+    ),
+    "notice": EventKind(
+        "box",
+        "the machine will be taken; source: the cloud's words or a signal; left_s: until then, less a reserve; "
+        "save_s: what a save takes, by estimate",
+        ("step", "source", "left_s", "save_s"),
+    ),
+    "preempted": EventKind(
+        "box",
+        "the attempt ends to be resumed elsewhere; the steps above durable_step are lost",
+        ("step", "durable_step", "lost_steps"),
+    ),
     "exported": EventKind("box", "the final model is in the store", ("bytes",)),
     "sampled": EventKind("box", "the trained model answered a prompt", ("prompt", "reply")),
     "finished": EventKind(
