@@ -102,8 +102,6 @@ def refuse_unsupported(request: TrainRequest) -> None:
             f"this version starts runs on this machine only, not on {', '.join(clouds)}",
             hint="--dry-run shows the task it will become; --infra local runs it here",
         )
-    if request.config.parallel.strategy != "fsdp":
-        raise NotReady("this version shards with fsdp only, not deepspeed", hint="--strategy fsdp")
 
 
 def create(

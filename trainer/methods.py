@@ -44,6 +44,13 @@ IMPOSSIBLE: tuple[Impossible, ...] = (
         "FSDP2 keeps an optimiser's state where the weights are: it cannot move the optimiser alone",
         "--set parallel.offload=all moves both; --strategy deepspeed can move the optimiser alone",
     ),
+    Impossible(
+        None,
+        "zero-2",
+        "all",
+        "ZeRO-2 keeps the weights whole on every card: it can move the optimiser alone",
+        "--set parallel.zero_stage=3 moves both; --set parallel.offload=optimizer moves the optimiser alone",
+    ),
 )
 
 
@@ -76,6 +83,12 @@ def refuse_impossible(config: TrainConfig) -> None:
         raise ConfigError(
             f"lora.load_8bit is for --method lora, not {config.train.method}",
             hint="--set lora.load_8bit=false",
+        )
+    if config.train.optim == "adamw_bnb_8bit" and config.parallel.strategy == "deepspeed":
+        raise ConfigError(
+            "train.optim=adamw_bnb_8bit with --strategy deepspeed: in ZeRO's flat buffers a block of 8-bit moments "
+            "would lie across two weights or two processes",
+            hint="--strategy fsdp has it; with ZeRO, --set parallel.offload=optimizer frees more",
         )
     if entry := impossible(config):
         raise ConfigError(f"{kind(config)} with {spread(config)}: {entry.reason}", hint=entry.hint)

@@ -6,17 +6,26 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.config import TrainSection
 
 
 def adamw(parameters: Iterable[nn.Parameter], train: TrainSection) -> torch.optim.AdamW:
-    """AdamW with state allocated (zeros), so that a checkpoint can be loaded into it before the first step.
+    """AdamW with state allocated (zeros), so that a checkpoint can be loaded into it before the first step."""
+    optimiser = adamw_without_moments(parameters, train)
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            allocate_moments(optimiser, parameter)
+    return optimiser
+
+
+def adamw_without_moments(parameters: Iterable[nn.Parameter], train: TrainSection) -> torch.optim.AdamW:
+    """For who will put parts of the parameters in their place: moments of whole ones never take memory.
 
     Fused: one pass over the weights instead of a dozen, on CPUs too.
     """
-    optimiser = torch.optim.AdamW(
+    return torch.optim.AdamW(
         parameters,
         lr=train.learning_rate,
         betas=(train.adam_beta1, train.adam_beta2),
@@ -24,19 +33,20 @@ def adamw(parameters: Iterable[nn.Parameter], train: TrainSection) -> torch.opti
         weight_decay=train.weight_decay,
         fused=True,
     )
-    for parameter in _owned(optimiser):
-        optimiser.state[parameter] = {
-            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
-    return optimiser
+
+
+def allocate_moments(optimiser: torch.optim.AdamW, parameter: Tensor) -> None:
+    optimiser.state[parameter] = {
+        "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+        "exp_avg": torch.zeros_like(parameter),
+        "exp_avg_sq": torch.zeros_like(parameter),
+    }
 
 
 def set_steps_taken(optimiser: torch.optim.Optimizer, steps: int) -> None:
     """Bias correction counts every step of the run: it follows from the position, so it is not saved."""
-    for parameter in _owned(optimiser):
-        optimiser.state[parameter]["step"].fill_(float(steps))
+    for state in optimiser.state.values():
+        state["step"].fill_(float(steps))
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
@@ -59,7 +69,3 @@ def learning_rate(train: TrainSection, step: int, total: int) -> float:
         "constant": 1.0,
     }[train.lr_scheduler_type]
     return train.learning_rate * shape
-
-
-def _owned(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimiser.param_groups for parameter in group["params"]]

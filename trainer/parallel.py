@@ -1,6 +1,6 @@
 """The processes of an attempt, and what the rest of the trainer knows of a model that is spread over them.
 
-The loop, the checkpoints and the export speak to `Sharded` alone; fsdp.py is the way to be one.
+The loop, the checkpoints and the export speak to `Sharded` alone; fsdp.py and zero.py are the two ways to be one.
 """
 
 from __future__ import annotations
@@ -128,7 +128,14 @@ def spread(model: PreTrainedModel, config: TrainConfig, world: World) -> Sharded
     """The model by the strategy that the config names, without weights yet.
 
     The heavy imports of one strategy are not paid by the other.
+
+    Raises:
+        NotReady: the strategy needs a package that is not installed.
     """
+    if config.parallel.strategy == "deepspeed":
+        from trainer.zero import ZeroModel
+
+        return ZeroModel(model, config, world)
     from trainer.fsdp import FullyShardedModel
 
     return FullyShardedModel(model, config, world)

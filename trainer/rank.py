@@ -85,7 +85,15 @@ def preload(config: TrainConfig) -> None:
     """
     methods.refuse_impossible(config)
     methods.require_packages(config)
-    import trainer.fsdp  # noqa: F401
+    if not torch.cuda.device_count():
+        # transformers imports deepspeed, where it is installed, to save a model: it would warn of the missing GPU
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if config.parallel.strategy == "deepspeed":
+        from trainer import zero, zero_engine  # noqa: F401
+
+        zero_engine.load()
+    else:
+        import trainer.fsdp  # noqa: F401
 
     if config.train.method == "full" or torch.cuda.device_count():  # counted without starting CUDA
         return

@@ -247,6 +247,7 @@ _OWN_OPTIMISER = _told("the optimiser is train.optim's")
 _OWN_CHECKPOINTS = _told("vlaunch writes checkpoints of its own, for any number of processes")
 _WHOLE_WEIGHTS = _told("the export always holds the whole weights")
 _ONE_WAY = _only((1, -1, False, None), "weights are spread over all processes in one way, unquantised")
+_ANY_SIZE = _only((False,), "checkpoints could not be read by another number of processes")
 _NO_DISK = _only((None, False), "nothing is offloaded to disks")
 
 # "auto" is the --fp16 of the command line, and there is none here: off. Loss scaling then means nothing.
@@ -287,7 +288,8 @@ _OFFLOAD: dict[str, Rule] = {
     "super_offload": _FALSE,
     **_each("pin_memory fast_init", _kept(bool)),
     **_each("buffer_count buffer_size max_in_cpu", _kept(int)),
-    **_each("cpuadam_cores_perc ratio", _kept(int, float)),
+    "cpuadam_cores_perc": _kept(int, float),
+    "ratio": _only((1, 1.0), "the state of the optimiser moves as a whole"),
     **_each("nvme_path pipeline_read pipeline_write", _NO_DISK),
 }
 _ZERO: dict[str, Rule] = {
@@ -306,10 +308,11 @@ _ZERO: dict[str, Rule] = {
         _ONE_WAY,
     ),
     "legacy_stage1": _FALSE,
+    **_each("parameter_alignment round_robin_gradients", _ANY_SIZE),
     **_each(
         "allgather_partitions contiguous_gradients enable_sanity_checks ignore_unused_parameters "
-        "log_trace_cache_warnings memory_efficient_linear overlap_comm parameter_alignment reduce_scatter "
-        "round_robin_gradients stage3_allgather_sequential stage3_use_all_reduce_for_fetch_params "
+        "log_trace_cache_warnings memory_efficient_linear overlap_comm reduce_scatter "
+        "stage3_allgather_sequential stage3_use_all_reduce_for_fetch_params "
         "use_multi_rank_bucket_allreduce",
         _kept(bool),
     ),
@@ -338,7 +341,7 @@ TOP: dict[str, Rule] = {
         "it means nothing to Hugging Face models; train.gradient_checkpointing recomputes activations"
     ),
     "steps_per_print": _told("every step is recorded: vlaunch metrics"),
-    "wall_clock_breakdown": _kept(bool),
+    "wall_clock_breakdown": _only((False,), "every step's time is recorded: vlaunch metrics"),
     "communication_data_type": _only((None,), "gradients are summed as parallel.strategy does it"),
     "dataloader_drop_last": _only((False,), "every conversation is in every pass"),
     **_each("disable_allgather dump_state memory_breakdown prescale_gradients sparse_gradients", _FALSE),

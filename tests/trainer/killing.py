@@ -20,7 +20,15 @@ from trainer.artifacts.local import LocalStore
 from trainer.artifacts.store import Entry, open_store
 
 _LIVES = multiprocessing.get_context("forkserver")
-_LIVES.set_forkserver_preload(["trainer.rank", "transformers.models.llama.modeling_llama", "peft", __name__])
+_LIVES.set_forkserver_preload(
+    [
+        "trainer.rank",
+        "transformers.models.llama.modeling_llama",
+        "peft",
+        "tests.trainer.with_deepspeed",
+        __name__,
+    ]
+)
 
 # A life that is neither killed nor finished by then hangs: the test fails instead of waiting for ever.
 LONGEST_LIFE_S = 120.0
