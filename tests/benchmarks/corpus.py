@@ -202,7 +202,7 @@ def own_steps(raw: Path, folder: Path, tokeniser: Path) -> dict[str, list[str]]:
 
 
 def filters() -> list[str]:
-    from trainer.data.clean import FILTERS
+    from trainer.data.filters import FILTERS
 
     return list(FILTERS)
 

@@ -11,20 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.conversation import Conversation, Turn
-from trainer.data.clean import (
-    DEFAULT_FILTERS,
-    FILTERS,
-    NOTES,
-    REASONS,
-    Cleaned,
-    CleanSettings,
-    Rejection,
-    clean,
-    clean_settings,
-    judge,
-    prose,
-    read_phrases,
-)
+from trainer.data.clean import NOTES, REASONS, Cleaned, CleanSettings, Rejection, clean, clean_settings, judge
+from trainer.data.filters import DEFAULT_FILTERS, FILTERS, prose, read_phrases
 from trainer.errors import ConfigError, DataError
 
 ANSWER = "A good answer of some length."

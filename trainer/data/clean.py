@@ -2,18 +2,14 @@
 
     clean(sample, "corpus-17")     Cleaned(conversation, form, notes) or Rejection(reason, detail)
 
-Answers that are a chat page's HTML become Markdown (html.py); questions are a person's own text and
-stay as they are, to the byte, as do answers that are plain text. Then the filters: a table of small
-functions, each on or off, each of which says what it found. A filter that is off lets through;
-what no training could use (no turns, no answer, unknown roles) is refused whatever the settings.
+Answers that are a chat page's HTML become Markdown (html.py); questions are a person's own text and stay as they are,
+to the byte, as do answers that are plain text. Then the filters (filters.py). A filter that is off lets through; what
+no training could use (no turns, no answer, unknown roles) is refused whatever the settings.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,14 +17,19 @@ from typing import Any
 
 from trainer.conversation import ASSISTANT, SYSTEM, USER, Conversation, Turn
 from trainer.data import samples
+from trainer.data.filters import (
+    DEFAULT_FILTERS,
+    FILTERS,
+    MIN_CHARACTERS,
+    Look,
+    Phrases,
+    read_phrases,
+    shipped_phrases,
+)
 from trainer.data.html import HtmlRejected, looks_like_html, to_markdown
 from trainer.data.samples import Refused, read_turns, sample_id
-from trainer.errors import ConfigError, DataError, nearest
+from trainer.errors import ConfigError, nearest
 
-# FastChat's clean_sharegpt drops conversations with fewer characters in all.
-MIN_CHARACTERS = 16
-# The end or the middle of an answer, found this often in it, is a model (or a person) in a loop.
-_LOOP_CHARACTERS, _LOOP_TIMES = 48, 6
 _HTML_MODES = ("auto", "always", "never")
 
 
@@ -59,55 +60,13 @@ NOTES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Phrases:
-    """Phrases in lower case; phrases.toml says how each list is used."""
-
-    blocked: tuple[str, ...]
-    rate_limited: tuple[str, ...]
-    refused: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        everything = "\n".join((*self.blocked, "", *self.rate_limited, "", *self.refused))
-        counts = {name: len(getattr(self, name)) for name in self.__slots__}
-        return {**counts, "sha256": hashlib.sha256(everything.encode()).hexdigest()}
-
-
-def read_phrases(path: Path | None = None) -> Phrases:
-    """The lists of a file, or those shipped. Raises DataError."""
-    shipped = path is None
-    path = path or Path(__file__).with_name("phrases.toml")
-    try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DataError(f"the phrases in {path} cannot be read: {error}") from error
-    names = Phrases.__slots__
-    unknown = sorted(set(given) - set(names))
-    lists = {name: given.get(name, []) for name in names}
-    bad = [name for name, value in lists.items() if not _is_text_list(value)]
-    if unknown or bad:
-        what = f"has no list {unknown[0]!r}" if unknown else f"{bad[0]} must be a list of texts"
-        raise DataError(f"the phrases in {path}: {what}", hint="the lists are " + ", ".join(names))
-    assert not shipped or all(lists.values())
-    return Phrases(**{name: tuple(" ".join(text.lower().split()) for text in lists[name]) for name in names})
-
-
-def _is_text_list(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) and text.strip() for text in value)
-
-
-@cache
-def _shipped_phrases() -> Phrases:
-    return read_phrases()
-
-
-@dataclass(frozen=True, slots=True)
 class CleanSettings:
     """What to do. filters: names of FILTERS that are on. html: auto, always or never."""
 
-    filters: frozenset[str] = field(default_factory=lambda: _default_filters())
+    filters: frozenset[str] = field(default_factory=lambda: DEFAULT_FILTERS)
     html: str = "auto"
     min_characters: int = MIN_CHARACTERS
-    phrases: Phrases = field(default_factory=_shipped_phrases)
+    phrases: Phrases = field(default_factory=shipped_phrases)
 
     def as_dict(self) -> dict[str, Any]:
         """For a manifest: the same settings give the same bytes."""
@@ -141,7 +100,7 @@ def clean_settings(
         raise ConfigError(f"html cannot be {html!r}", hint="it is one of " + ", ".join(_HTML_MODES))
     if on & off:
         raise ConfigError(f"the filter {min(on & off)!r} cannot be both on and off")
-    phrases = read_phrases(phrases_file) if phrases_file else _shipped_phrases()
+    phrases = read_phrases(phrases_file) if phrases_file else shipped_phrases()
     return CleanSettings((DEFAULT_FILTERS | on) - off, html, min_characters, phrases)
 
 
@@ -178,7 +137,7 @@ def clean(sample: Any, default_id: str, settings: CleanSettings | None = None) -
 
 def judge(conversation: Conversation, settings: CleanSettings) -> Rejection | None:
     """The first filter that is on and finds something, in the order of FILTERS."""
-    look = Look(conversation, settings)
+    look = Look(conversation, settings.phrases, settings.min_characters)
     for name, rule in FILTERS.items():
         if rule.check is not None and name in settings.filters:
             detail = rule.check(look)
@@ -269,150 +228,6 @@ def _plugin_calls(sample: Any) -> str | None:
     return None
 
 
-# --- filters ----------------------------------------------------------------------------------
-
-_FENCED = re.compile(
-    r"^([ >\t]*)(`{3,}|~{3,})[^\n]*\n.*?(?:^[ >\t]*\2[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL
-)
-_CODE_SPAN = re.compile(r"(?<!`)(`+)(?!`)(?:[^`]|(?!\1(?!`))`)*?(?<!`)\1(?!`)")
-_ADDRESS = re.compile(
-    r"\b(?:https?://|ftp://|www\.)[^\s<>)\]]+|\b[\w.+-]{1,64}@[\w-]{1,64}(?:\.[\w-]{1,64}){1,8}|\]\([^()\s]*\)"
-)
-_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
-
-
-def prose(text: str) -> str:
-    """What a reader sees as prose: without code, addresses, link targets and tags."""
-    if "```" in text or "~~~" in text:
-        text = _FENCED.sub("\n", text)
-    if "`" in text:
-        text = _CODE_SPAN.sub(" ", text)
-    if "<" in text:
-        text = _TAG.sub(" ", text)
-    if "://" in text or "www." in text or "@" in text or "](" in text:
-        text = _ADDRESS.sub(" ", text)
-    return text
-
-
-class Look:
-    """A conversation as the filters see it; what several need is made once."""
-
-    def __init__(self, conversation: Conversation, settings: CleanSettings) -> None:
-        self.turns = conversation.turns
-        self.settings = settings
-        self.answers = [turn.text for turn in conversation.turns if turn.role == ASSISTANT]
-        self.everything = "\n".join([turn.text for turn in conversation.turns])
-
-
-def _too_short(look: Look) -> str | None:
-    characters = sum(len(turn.text) for turn in look.turns if turn.role != SYSTEM)
-    return f"{characters} characters" if characters < look.settings.min_characters else None
-
-
-def _rate_limited(look: Look) -> str | None:
-    return _begins(look, look.settings.phrases.rate_limited)
-
-
-def _refused(look: Look) -> str | None:
-    return _begins(look, look.settings.phrases.refused)
-
-
-def _begins(look: Look, phrases: tuple[str, ...]) -> str | None:
-    for number, answer in enumerate(look.answers, 1):
-        start = answer[:120].lstrip("> *_#\n").lower().replace("\u2019", "'")
-        if start.startswith(phrases):
-            found = next(phrase for phrase in phrases if start.startswith(phrase))
-            return f"answer {number} begins with {found!r}"
-    return None
-
-
-def _blocked(look: Look) -> str | None:
-    lowered = look.everything.lower()
-    for phrase in look.settings.phrases.blocked:
-        if phrase in lowered:
-            whole = re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)")
-            for number, turn in enumerate(look.turns, 1):
-                if phrase in turn.text.lower() and whole.search(prose(turn.text.lower())):
-                    return f"{phrase!r} in turn {number}"
-    return None
-
-
-def _repetition(look: Look) -> str | None:
-    for number, answer in enumerate(look.answers, 1):
-        if len(answer) < _LOOP_CHARACTERS * _LOOP_TIMES:
-            continue
-        for end in (len(answer), len(answer) // 2):
-            piece = answer[end - _LOOP_CHARACTERS : end]
-            if answer.count(piece) < _LOOP_TIMES:
-                continue
-            text = prose(answer)  # rows of zeros in code and lines of a table are no loop
-            times = text.count(piece)
-            if times >= _LOOP_TIMES and sum(map(str.isalnum, piece)) * 2 > len(piece):
-                return f"answer {number} says {' '.join(piece.split())[:30]!r} {times} times"
-    return None
-
-
-_DIGITS = tuple(digit * 9 for digit in "0123456789")
-
-
-def _repeated_digits(look: Look) -> str | None:
-    everything = look.everything
-    for run in _DIGITS:
-        if run in everything:
-            for number, turn in enumerate(look.turns, 1):
-                if run in turn.text and run in prose(turn.text):
-                    return f"a row of {run[0]}s in turn {number}"
-    return None
-
-
-_NUMBERED = re.compile(r"^( *)(\d{1,9})[.)] ", re.MULTILINE)
-
-
-def _broken_lists(look: Look) -> str | None:
-    for number, answer in enumerate(look.answers, 1):
-        if answer.count("\n1. ") + answer.count("\n1) ") < 2:
-            continue
-        items = [match[2] for match in _NUMBERED.finditer(_FENCED.sub("\n", answer)) if not match[1]]
-        if len(items) >= 3 and set(items) == {"1"}:
-            return f"answer {number} has {len(items)} numbered items, each of them 1"
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """check: what is wrong, None if nothing; None where `clean` itself sees to it while it reads the turns."""
-
-    check: Callable[[Look], str | None] | None
-    default: bool
-    meaning: str
-
-
-# In the order in which they run; a conversation is counted under the first that finds something.
-FILTERS: dict[str, Filter] = {
-    "plugin calls": Filter(
-        None, True, "it used plugins, tools or functions, whose calls are not in the text"
-    ),
-    "wrong roles": Filter(None, True, "questions and answers do not take turns (off: neighbours are joined)"),
-    "empty": Filter(
-        None, True, "the first question or answer has no text; later ones only end the conversation"
-    ),
-    "too short": Filter(_too_short, True, f"fewer than {MIN_CHARACTERS} characters in all"),
-    "rate limited": Filter(_rate_limited, True, "an answer is the service's message that it did not answer"),
-    "refused": Filter(_refused, False, "an answer begins as a refusal"),
-    "blocked phrases": Filter(_blocked, True, "prose, not code or an address, holds a blocked phrase"),
-    "repetition": Filter(_repetition, True, f"an answer says the same {_LOOP_TIMES} times or more"),
-    "repeated digits": Filter(_repeated_digits, False, "a row of nine or more of one digit outside code"),
-    "broken lists": Filter(
-        _broken_lists, True, "a numbered list of three or more items that are all number 1"
-    ),
-}
-
-
-def _default_filters() -> frozenset[str]:
-    return frozenset(name for name, rule in FILTERS.items() if rule.default)
-
-
-DEFAULT_FILTERS = _default_filters()
 REASONS: dict[str, str] = {
     **{
         name: meaning

@@ -3,8 +3,10 @@
     looks_like_html(text)      is this message HTML that a chat page showed?
     to_markdown(html)          its Markdown
 
-    html_tags.py   any HTML -> well-formed tags and texts        html_walk.py   what becomes what
-    markdown.py    how it is written so that it renders right    mathml.py      formulas -> TeX
+    html_tags.py    any HTML -> well-formed tags and texts
+    html_walk.py    what becomes what; html_leaves.py the quick way for most elements; html_code.py blocks of code
+    markdown.py     paragraphs written so that they render right; markdown_blocks.py blocks, likewise
+    mathml.py       formulas -> TeX
 
 Left out, because it was never part of the answer: the bar over a code block (its language is kept), buttons to copy,
 the "2 / 3" counter of answers before the answer, "Copy123 chars / 45 words" after it, the data of pictures that are

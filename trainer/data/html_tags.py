@@ -13,7 +13,7 @@ from collections import Counter
 from html import unescape
 from typing import Any
 
-from trainer.data.markdown import Block, fenced
+from trainer.data.markdown_blocks import Block, fenced
 from trainer.data.mathml import Tag
 
 # Deeper than any answer; CommonMark renderers stop at 20 to 100 levels. Every level of a quote or a

@@ -1,8 +1,8 @@
 """One walk over the tags and texts of a message, which writes its Markdown block by block.
 
 The rules of what becomes what. There is no recursion: open blocks are a stack of frames, and elements that hold text
-alone, most of them, are written at once. How Markdown must be written so that it renders to exactly this text is in
-markdown.py.
+alone, most of them, are written at once (html_leaves.py). How Markdown must be written so that it renders to exactly
+this text is in markdown.py and markdown_blocks.py.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from trainer.data.html_code import code_blocks
+from trainer.data.html_leaves import LEAVES, MARKS
 from trainer.data.html_tags import (
     DEEPEST,
-    PHRASE,
     STAND_IN,
     HtmlRejected,
     attributes_of,
@@ -22,42 +23,22 @@ from trainer.data.html_tags import (
     leaf_tags,
     number_of,
     plain_text,
-    without,
 )
-from trainer.data.markdown import (
-    BREAK,
-    LINE_STARTS,
-    LIST_MARKERS,
-    RAW_TAGS,
+from trainer.data.markdown import BREAK, RAW_TAGS, Piece, paragraph, plain_paragraph
+from trainer.data.markdown_blocks import (
     Block,
-    Piece,
     cell_text,
     code_span,
     destination,
     fenced,
-    guard_lines,
     list_block,
-    paragraph,
-    plain_paragraph,
     quoted,
     table_block,
 )
 from trainer.data.mathml import Tag, tex_of
 
-# Such an inside of which it is plain to see that its markup may be written as it stands: nothing that
-# needs an escape, words in emphasis with a space before and a space or a mark behind.
-_PLAIN_INSIDE = re.compile(
-    r"""(?:
-      [^<&*_`\\\[~$\n\t\r\f]++
-    | (?<!</code>)<code>[^<&`\s]++</code>
-    | (?:(?<=\ )|\A) <(strong|em)>(?=[^\W_])[^<&*_`\\\[~$\n\t\r\f]+(?<=[^\W_])</\1>(?=[ .,;:!?)]|\Z)
-    )*+""",
-    re.VERBOSE,
-)
 _REGENERATED = re.compile(r"(\d{1,3}) ?/ ?(\d{1,3})")
 _COPIED = re.compile(r"Copy\d+ chars / \d+ words")
-_BAR_IN_TEXT = re.compile(r"\s*([\w+#.-]{0,20})Copy code\n?")
-_BAR = re.compile(r"\s*([^\s`]*)\s*(?:Copy code|Copy)\s*")
 _BUTTONS = {
     "",
     "copy",
@@ -69,8 +50,6 @@ _BUTTONS = {
     "regenerate response",
     "run",
 }
-
-
 _SPACE_RUNS = re.compile(r"\s+")
 
 
@@ -110,7 +89,7 @@ class Walker:
         self.counter: int | None = None  # where among the root's blocks a "2 / 3" may stand
 
     def walk(self) -> None:
-        actions, leaves, add_text = _ACTIONS, _LEAVES, self.add_text
+        actions, leaves, add_text = _ACTIONS, LEAVES, self.add_text
         if self.first:
             add_text(self.first)
         for _, leaf, inside, name, attributes, text in self.tags:
@@ -346,7 +325,7 @@ class Walker:
         self.marked = True
 
     def open_mark(self, name: str, attributes: str) -> None:
-        text = _MARKS[name]
+        text = MARKS[name]
         if any(piece.text == text for piece in self.opened):
             text = ""  # bold in bold is bold
         piece = Piece("open", text)
@@ -447,34 +426,8 @@ class Walker:
             self.capture("pre")
             self.add(self.code[int(attributes[len(STAND_IN[4:]) + 1 : -1])])
         else:
-            self.code_block(self.capture("pre"), language_of(attributes))
-
-    def code_block(self, tags: list[Tag], language: str) -> None:
-        """Any other <pre>: what stands beside its <code> and is no bar is kept as text."""
-        first = next((at for at, tag in enumerate(tags) if tag.name == "code"), None)
-        before = after = ""
-        if first is None:
-            code = code_of(without(tags, "svg"))
-            bar = _BAR_IN_TEXT.match(code)
-            if bar:
-                language, code = language or bar[1], code[bar.end() :]
-        else:
-            last = max((at for at, tag in enumerate(tags) if tag.name == "/code"), default=len(tags))
-            before = code_of(without(tags[:first], "button", "svg"))
-            bar = _BAR.fullmatch(code_of(without(tags[:first], "svg")))
-            code = code_of(tags[first:last])
-            after = code_of(
-                without([tag._replace(name="") for tag in tags[last : last + 1]] + tags[last + 1 :], "button")
-            )
-            language = language_of(tags[first].attributes) or language
-            if bar or (before.strip() and before.strip().lower() == language.lower()):
-                language, before = language or (bar[1] if bar else ""), ""
-        if before.strip():
-            self.add(Block("text", plain_paragraph(before)))
-        if code or not (before.strip() or after.strip()):
-            self.add(Block("code", fenced(code, language), interrupts=True))
-        if after.strip():
-            self.add(Block("text", plain_paragraph(after)))
+            for block in code_blocks(self.capture("pre"), language_of(attributes)):
+                self.add(block)
 
     def span(self, name: str, attributes: str) -> None:
         if attributes and ("katex" in attributes or "MathJax" in attributes):
@@ -500,105 +453,6 @@ class Walker:
         self.flush()
         self.add(Block("math", f"$$\n{tex}\n$$"))
 
-    # --- elements that hold text alone ---
-
-    def leaf_block(self, name: str | None, inside: str) -> None:
-        """<p>, <li> or, without a name, <li><p>."""
-        frame = self.frame
-        if self.pre_wrap or self.opened or (name != "p") != (frame.kind == "list"):
-            self.long_way(name, inside)
-            return
-        if self.parts:
-            self.flush()
-        text = _quick_text(inside)
-        if text is None:
-            self.long_way(name, inside)
-        elif name == "p":
-            if text and frame.kind != "table":
-                frame.blocks.append(Block("p", text))
-            elif text:
-                self.add(Block("p", text))
-        else:
-            frame.items.append((frame.number, [Block("text" if name else "p", text)] if text else []))
-            frame.number += frame.step
-
-    def leaf_list(self, name: str, inside: str) -> None:
-        """A list of nothing but text and plain markup."""
-        items = _ITEM.findall(inside)
-        frame = self.frame
-        if self.pre_wrap or self.opened or not items or frame.kind in ("list", "table"):
-            self.long_way(name, inside)
-            return
-        texts = [_quick_text(in_p or bare) for _, in_p, bare in items]
-        if None in texts:
-            self.long_way(name, inside)
-            return
-        if self.parts:
-            self.flush()
-        numbered = list(enumerate(texts, 1))
-        loose = "\n\n" if any(p and text for (p, _, _), text in zip(items, texts, strict=True)) else "\n"
-        previous = frame.blocks[-1] if frame.blocks else None
-        first, other = LIST_MARKERS[name]
-        marker = (
-            other if previous is not None and previous.kind == "list" and previous.marker == first else first
-        )
-        if name == "ol":
-            lines = [f"{number}{marker} {text}" if text else f"{number}{marker}" for number, text in numbered]
-        else:
-            lines = [f"{marker} {text}" if text else marker for text in texts]
-        self.add(Block("list", loose.join(lines), marker, bool(texts[0])))
-
-    def leaf_table(self, name: str, inside: str) -> None:
-        """A table of nothing but text, with a head."""
-        if self.pre_wrap or self.opened or self.frame.kind in ("list", "table") or "<thead>" not in inside:
-            self.long_way(name, inside)
-            return
-        if self.parts:
-            self.flush()
-        rows = []
-        for row in inside.split("</tr>")[:-1]:
-            cells = [plain_paragraph(plain_text(cell)) for cell in _CELL.findall(row)]
-            rows.append([cell.replace("|", "\\|") if "|" in cell else cell for cell in cells])
-        self.add(Block("table", table_block(rows, ())))
-
-    def leaf_heading(self, name: str, inside: str) -> None:
-        text = None if self.pre_wrap or self.opened or self.frame.kind == "list" else _quick_text(inside)
-        if text is None or "#" in text:
-            self.long_way(name, inside)
-            return
-        if self.parts:
-            self.flush()
-        if text:
-            self.add(Block("heading", f"{'#' * int(name[1])} {text}"))
-
-    def leaf_cell(self, name: str, inside: str) -> None:
-        frame = self.frame
-        if self.pre_wrap or self.opened or frame.kind != "table" or not frame.rows:
-            self.long_way(name, inside)
-            return
-        text = _quick_text(inside)
-        if text is None:
-            self.long_way(name, inside)
-            return
-        self.parts.clear()  # between the cells of a row there can only be spaces
-        frame.rows[-1].append(text.replace("|", "\\|") if "|" in text else text)
-
-    def leaf_code(self, name: str, inside: str) -> None:
-        if "<" in inside:
-            self.long_way(name, inside)
-        elif inside:
-            code = plain_text(inside)
-            self.parts.append(Piece("raw", code_span(code), code))
-            self.marked = True
-
-    def leaf_mark(self, name: str, inside: str) -> None:
-        if self.pre_wrap or self.opened or "<" in inside:
-            self.long_way(name, inside)
-        else:
-            opening, closing = _LEAF_MARKS[name]
-            self.parts += (opening, plain_text(inside), closing)
-            self.marked = True
-
     def long_way(self, name: str | None, inside: str) -> None:
         """The same, tag by tag."""
         rest, behind = self.tags, self.text
@@ -609,29 +463,6 @@ class Walker:
         self.tags, self.text = rest, behind
 
 
-_ITEM = re.compile(rf"<li>(?:(<p>)({PHRASE})</p>|({PHRASE}))</li>")
-_CELL = re.compile(r"<t[dh]>([^<]*)</t[dh]>")
-
-
-def _quick_text(inside: str) -> str | None:
-    """The Markdown of a leaf's inside; None if that takes a closer look."""
-    if "<" not in inside:
-        return plain_paragraph(plain_text(inside) if "&" in inside else inside)
-    plain = _PLAIN_INSIDE.match(inside)
-    if plain is None or plain.end() != len(inside) or "  " in inside:
-        return None
-    text = inside.strip(" ")
-    if "<code>" in text:
-        text = text.replace("<code>", "`").replace("</code>", "`")
-    if "<strong>" in text:
-        text = text.replace("<strong>", "**").replace("</strong>", "**")
-    if "<em>" in text:
-        text = text.replace("<em>", "*").replace("</em>", "*")
-    return guard_lines(text) if text[:1] in LINE_STARTS else text
-
-
-_MARKS = {"strong": "**", "b": "**", "em": "*", "i": "*", "del": "~~", "s": "~~", "strike": "~~"}
-_LEAF_MARKS = {name: (Piece("open", mark), Piece("close", mark)) for name, mark in _MARKS.items()}
 _BLOCKS = """address article aside body caption center dd details dialog dir dl dt fieldset figcaption figure
 footer form header hgroup legend main menu nav noscript option optgroup search section select summary"""
 _NOT_SHOWN = "svg canvas audio video object datalist map head annotation-xml rp"
@@ -671,7 +502,7 @@ def _actions() -> dict[str, Callable[[Walker, str, str], None]]:
         actions |= {name: walker.open_list, "/" + name: walker.close_list}
     for name in ("td", "th"):
         actions |= {name: walker.open_cell, "/" + name: walker.close_cell}
-    for name in _MARKS:
+    for name in MARKS:
         actions |= {name: walker.open_mark, "/" + name: walker.close_mark}
     for tag in RAW_TAGS:
         actions[tag[1:-1]] = walker.raw_tag
@@ -681,16 +512,3 @@ def _actions() -> dict[str, Callable[[Walker, str, str], None]]:
 
 
 _ACTIONS = _actions()
-
-_LEAVES: dict[str, Callable[[Walker, str, str], None]] = {
-    "p": Walker.leaf_block,
-    "li": Walker.leaf_block,
-    "ol": Walker.leaf_list,
-    "ul": Walker.leaf_list,
-    "table": Walker.leaf_table,
-    "td": Walker.leaf_cell,
-    "th": Walker.leaf_cell,
-    "code": Walker.leaf_code,
-    **{name: Walker.leaf_mark for name in ("strong", "b", "em", "i")},
-    **{f"h{level}": Walker.leaf_heading for level in range(1, 7)},
-}

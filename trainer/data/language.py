@@ -19,7 +19,8 @@ from functools import cache
 from typing import Any
 
 from trainer.conversation import SYSTEM, USER, Conversation
-from trainer.data.clean import Rejection, prose
+from trainer.data.clean import Rejection
+from trainer.data.filters import prose
 from trainer.errors import ConfigError, NotReady
 
 # The seeds' codes (FastChat's --keep-lang and --skip-lang take the same ISO 639-1 codes).

@@ -195,7 +195,7 @@ def _through(value: Any, name: str, settings: Settings, account: Account) -> tup
 
 @lru_cache(maxsize=1)
 def _filters() -> frozenset[str]:
-    from trainer.data.clean import FILTERS
+    from trainer.data.filters import FILTERS
 
     return frozenset(FILTERS)
 
