@@ -47,7 +47,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "orjson",
         "selectolax",
         "markdown-it-py",
-        "lingua-language-detector",
+        "py3langid",
         "rensa",
     ),
     "sky": ("skypilot",),

@@ -6,8 +6,8 @@ Labelled set: conversations of shared/tools/gen_sharegpt.py, whose language is t
 (nine of our twelve; random words of a language, without its grammar, so it is harder than real text), and
 data/conversations, which is English. Its cuts: a conversation (a question
 and an answer), one sentence, three words, a sentence with a block of code, and phrases as typed, in all twelve.
-Detectors: lingua with our twelve languages, low and high accuracy, over 300, 600 and 2000 characters; lingua with all
-its languages; py3langid with all and with our twelve, where VLAUNCH_PY3LANGID_PYTHON names a python that has it.
+Detectors: ours (py3langid among our twelve languages); py3langid among all of its languages; lingua, where it is
+installed (pip install lingua-language-detector), among our twelve, low and high accuracy, and among all 75.
 
 CPU seconds of this process after one warm-up text: models are loaded before, and a worker loads them once.
 """
@@ -18,7 +18,6 @@ import argparse
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -34,19 +33,10 @@ SHARED = Path(os.environ.get("VLAUNCH_SHARED", REPOSITORY.parent / "shared"))
 Labelled = list[tuple[str, str]]
 Detector = Callable[[str], str]
 
-_PY3LANGID = """
-import json, sys, time
-import py3langid
-codes, texts = json.load(sys.stdin)
-if codes:
-    py3langid.set_languages(codes)
-py3langid.classify("warm up")
-start = time.process_time()
-found = [py3langid.classify(text)[0] for text in texts]
-print(json.dumps([found, time.process_time() - start]))
-"""
-
-
+_LINGUA = {
+    "en": "ENGLISH", "es": "SPANISH", "fr": "FRENCH", "de": "GERMAN", "it": "ITALIAN", "ja": "JAPANESE",
+    "ko": "KOREAN", "zh": "CHINESE", "ar": "ARABIC", "ru": "RUSSIAN", "pt": "PORTUGUESE", "nl": "DUTCH",
+}  # fmt: skip
 # Things that people type languages (the generator has no it, ar, nl).
 PHRASES = {
     "en": "How do I sort a list?|Thanks, that works!|Write a short poem about rain|go on",
@@ -93,21 +83,40 @@ def labelled(per_language: int) -> dict[str, Labelled]:
     return sets
 
 
-def lingua_detector(accurate: bool, characters: int, everything: bool = False) -> Detector:
-    """lingua on the prose of a text, as language.py prepares it."""
+def words_of(text: str) -> str:
+    """What every detector is given: the prose of a text, as language.py prepares it."""
+    return ours._sample((text,), ours.JUDGED_CHARACTERS)
+
+
+def all_languages() -> Detector:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    detector = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    return lambda text: str(detector.classify(words_of(text))[0])
+
+
+def lingua(accurate: bool, everything: bool = False) -> Detector:
     from lingua import Language, LanguageDetectorBuilder
 
-    chosen = [getattr(Language, ours._LINGUA[code]) for code in ours.CODES]
-    builder = LanguageDetectorBuilder.from_languages(*chosen)
+    builder = LanguageDetectorBuilder.from_languages(*(getattr(Language, name) for name in _LINGUA.values()))
     if everything:
         builder = LanguageDetectorBuilder.from_all_languages()
     detector = (builder if accurate else builder.with_low_accuracy_mode()).build()
 
     def detect(text: str) -> str:
-        found = detector.detect_language_of(ours._sample((text,), characters))
+        found = detector.detect_language_of(words_of(text))
         return found.iso_code_639_1.name.lower() if found is not None else "unknown"
 
     return detect
+
+
+def detectors() -> dict[str, Detector]:
+    found = {"ours": lambda text: ours.detect_text(text).code, "py3langid, all languages": all_languages()}
+    if importlib.util.find_spec("lingua") is None:
+        print("lingua: left out, it is not installed")
+        return found
+    low, high, all_low = lingua(False), lingua(True), lingua(False, everything=True)
+    return found | {"lingua, low": low, "lingua, high": high, "lingua, low, all languages": all_low}
 
 
 def main() -> None:
@@ -117,13 +126,7 @@ def main() -> None:
     options = parser.parse_args()
     sets = labelled(options.per_language)
     rows: list[dict[str, Any]] = []
-    detectors: dict[str, Detector] = {"ours": lambda text: ours.detect_text(text).code}
-    for accurate in (False, True):
-        for characters in (300, 600, 2000):
-            name = f"lingua {'high' if accurate else 'low'}, {characters} characters"
-            detectors[name] = lingua_detector(accurate, characters)
-    detectors["lingua low, 600 characters, all 75 languages"] = lingua_detector(False, 600, everything=True)
-    for name, detect in detectors.items():
+    for name, detect in detectors().items():
         detect("Dies ist ein Satz, der die Modelle lädt.")
         row: dict[str, Any] = {"detector": name, "texts": 0, "seconds": 0.0}
         for cut, pairs in sets.items():
@@ -133,30 +136,6 @@ def main() -> None:
             row["texts"] += len(pairs)
             row[cut] = right / len(pairs)
         rows.append(row)
-    python = os.environ.get("VLAUNCH_PY3LANGID_PYTHON")
-    if python:
-        for codes in ([], list(ours.CODES)):
-            row = {
-                "detector": f"py3langid, {'our twelve' if codes else 'all'} languages",
-                "texts": 0,
-                "seconds": 0.0,
-            }
-            for cut, pairs in sets.items():
-                texts = [ours._sample((text,), 600) for text, _ in pairs]
-                run = subprocess.run(
-                    [python, "-c", _PY3LANGID],
-                    input=json.dumps([codes, texts]),
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                )
-                found, seconds = json.loads(run.stdout)
-                row["seconds"] += seconds
-                row["texts"] += len(pairs)
-                row[cut] = sum(got == code for got, (_, code) in zip(found, pairs, strict=True)) / len(pairs)
-            rows.append(row)
-    else:
-        print("py3langid: skipped, VLAUNCH_PY3LANGID_PYTHON names no python that has it")
     print(f"{'':46}" + "".join(f"{cut:>20}" for cut in sets) + f"{'texts per CPU-s':>18}")
     for row in rows:
         shares = "".join(f"{row[cut]:20.1%}" for cut in sets)

@@ -87,5 +87,9 @@ def _import_tools(settings: Settings) -> None:
 
     if settings.dedupe:
         import numpy  # noqa: F401
+    if settings.language or settings.detect_language:
+        from trainer.data.language import detector
+
+        detector()
     if settings.split:
         settings.split.counter()
