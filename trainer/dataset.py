@@ -1,7 +1,7 @@
 """The tokenised corpus as memory-mapped arrays, and the tensors of one forward pass.
 
-On disk (written by tokenize.py): tokens.bin, trained.bin, ends.bin. Nothing is loaded ahead: a process reads
-the pages of the conversations it is asked for, so memory does not grow with the corpus.
+On disk (written by tokenize.py): tokens.bin (uint16 or uint32), trained.bin (uint8), ends.bin (int64). Nothing is
+loaded ahead: a process reads the pages of the conversations it is asked for, so memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from trainer.packing import Ints
 
 TOKENS, TRAINED, ENDS = "tokens.bin", "trained.bin", "ends.bin"
+_BLOCK = 1 << 20  # tokens looked at together when flags are counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +57,16 @@ class TokenisedCorpus:
         self._starts: Ints = np.concatenate([[0], ends[:-1]]).astype(np.int64)
         self._ends: Ints = ends
         total = int(ends[-1]) if len(ends) else 0
-        self._tokens: NDArray[np.uint32] = _mapped(directory / TOKENS, np.uint32, total)
-        self._trained: NDArray[np.uint8] = _mapped(directory / TRAINED, np.uint8, total)
+        self._tokens: NDArray[np.unsignedinteger] = _mapped(directory / TOKENS, total)
+        self._trained: NDArray[np.uint8] = _mapped(directory / TRAINED, total)
         self.lengths: Ints = self._ends - self._starts
-        self.trained_counts: Ints = (
-            np.add.reduceat(self._trained, self._starts, dtype=np.int64)
-            if total
-            else np.empty(0, dtype=np.int64)
-        )
+        self.trained_counts: Ints = _trained_counts(directory / TRAINED, ends)
 
     def __len__(self) -> int:
         return len(self._ends)
 
-    def tokens_of(self, conversation: int) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
-        """Token ids (L,) and trained flags (L,) of one conversation."""
+    def tokens_of(self, conversation: int) -> tuple[NDArray[np.unsignedinteger], NDArray[np.uint8]]:
+        """Token ids (L,), of 2 or 4 bytes, and trained flags (L,) of one conversation."""
         span = slice(int(self._starts[conversation]), int(self._ends[conversation]))
         return self._tokens[span], self._trained[span]
 
@@ -94,6 +91,27 @@ class TokenisedCorpus:
         )
 
 
-def _mapped(path: Path, dtype: type[np.generic], count: int) -> NDArray[Any]:
-    """An empty file cannot be mapped."""
-    return np.memmap(path, dtype, "r", shape=(count,)) if count else np.empty(0, dtype)
+def _trained_counts(path: Path, ends: Ints) -> Ints:
+    """Flags set in each conversation, read in blocks: looking at a map would keep all of it in memory."""
+    before = np.zeros(len(ends) + 1, dtype=np.int64)  # flags set before each end
+    begin = seen = first = 0
+    with path.open("rb") as file:
+        while len(flags := np.fromfile(file, dtype=np.uint8, count=_BLOCK)):
+            running = np.cumsum(flags, dtype=np.int64)
+            last = int(np.searchsorted(ends, begin + len(flags), "right"))
+            before[first + 1 : last + 1] = seen + running[ends[first:last] - begin - 1]
+            begin, seen, first = begin + len(flags), seen + int(running[-1]), last
+    return np.diff(before)
+
+
+def token_type(vocabulary: int) -> type[np.unsignedinteger]:
+    """What tokens are stored as: two bytes are enough for the vocabularies of LLaMA-2 and Mistral."""
+    return np.uint16 if vocabulary <= 1 << 16 else np.uint32
+
+
+def _mapped(path: Path, count: int) -> NDArray[Any]:
+    """The array of `count` numbers that a file is; its size says how many bytes each has. An empty one cannot be
+    mapped."""
+    if not count:
+        return np.empty(0, dtype=np.uint8)
+    return np.memmap(path, f"u{path.stat().st_size // count}", "r", shape=(count,))

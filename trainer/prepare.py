@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("trainer")
 
 # Raised when the meaning of the cached files changes, so that an older cache is not taken for a new one.
-_FORMAT = 1
+_FORMAT = 2
 _TOKENISER, _TRAIN, _HELD_OUT, _BASE, _REPORT = "tokeniser", "train", "held-out", "base", "report.json"
 # In the report: the commit of a Hugging Face base that the first attempt took.
 _COMMIT = "base_commit"
@@ -134,7 +134,8 @@ def _share(store: Store, key: str, directory: Path) -> None:
 
 
 def _build(store: Store, config: TrainConfig, base: Path | None, corpus: Path, made: Path) -> None:
-    from trainer.tokenize import Encoder, carry_template, load_tokeniser, train_tokeniser, write_corpus
+    from trainer.encode import Encoder
+    from trainer.tokenize import carry_template, load_tokeniser, train_tokeniser, write_corpus
 
     template = get_template(config.data.template)
     train = _files(store, config.data.train, corpus / _TRAIN)

@@ -42,8 +42,9 @@ from trainer import attention  # noqa: E402
 from trainer.conversation import get_template  # noqa: E402
 from trainer.data.read import read_corpus  # noqa: E402
 from trainer.dataset import Batch, TokenisedCorpus  # noqa: E402
+from trainer.encode import Encoder  # noqa: E402
 from trainer.packing import Ints, first_fit_decreasing  # noqa: E402
-from trainer.tokenize import Encoder, train_tokeniser, write_corpus  # noqa: E402
+from trainer.tokenize import train_tokeniser, write_corpus  # noqa: E402
 
 LENGTH, VOCABULARY, PER_PASS, TARGET = 2048, 4096, 4, 2.5
 # Share of a conversation's tokens that are its answers: measured on 3,000 conversations of ShareGPT's shape.
