@@ -1,7 +1,8 @@
 """The tokenised corpus as memory-mapped arrays, and the tensors of one forward pass.
 
-On disk (written by tokenize.py): tokens.bin (uint16 or uint32), trained.bin (uint8), ends.bin (int64). Nothing is
-loaded ahead: a process reads the pages of the conversations it is asked for, so memory does not grow with the corpus.
+On disk (written by tokenize.py): tokens.bin (uint16 or uint32), trained.bin (uint8), ends.bin (int64: tokens, and
+trained tokens, up to the end of each conversation). Only the last is read at the start: of the others a process reads
+the pages of the conversations it is asked for, so memory does not grow with their length.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from torch import Tensor
 from trainer.packing import Ints
 
 TOKENS, TRAINED, ENDS = "tokens.bin", "trained.bin", "ends.bin"
-_BLOCK = 1 << 20  # tokens looked at together when flags are counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +53,15 @@ class TokenisedCorpus:
     """
 
     def __init__(self, directory: Path) -> None:
-        ends = np.fromfile(directory / ENDS, dtype=np.int64)
-        self._starts: Ints = np.concatenate([[0], ends[:-1]]).astype(np.int64)
-        self._ends: Ints = ends
-        total = int(ends[-1]) if len(ends) else 0
+        ends = np.fromfile(directory / ENDS, dtype=np.int64).reshape(-1, 2).T
+        counts = np.diff(ends, prepend=0)
+        self.lengths: Ints = counts[0]
+        self.trained_counts: Ints = counts[1]
+        self._ends: Ints = ends[0]
+        self._starts: Ints = ends[0] - counts[0]
+        total = int(self.lengths.sum())
         self._tokens: NDArray[np.unsignedinteger] = _mapped(directory / TOKENS, total)
         self._trained: NDArray[np.uint8] = _mapped(directory / TRAINED, total)
-        self.lengths: Ints = self._ends - self._starts
-        self.trained_counts: Ints = _trained_counts(directory / TRAINED, ends)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -89,19 +90,6 @@ class TokenisedCorpus:
             torch.from_numpy(tokens[learnt]),
             tuple(int(start) for start in starts),
         )
-
-
-def _trained_counts(path: Path, ends: Ints) -> Ints:
-    """Flags set in each conversation, read in blocks: looking at a map would keep all of it in memory."""
-    before = np.zeros(len(ends) + 1, dtype=np.int64)  # flags set before each end
-    begin = seen = first = 0
-    with path.open("rb") as file:
-        while len(flags := np.fromfile(file, dtype=np.uint8, count=_BLOCK)):
-            running = np.cumsum(flags, dtype=np.int64)
-            last = int(np.searchsorted(ends, begin + len(flags), "right"))
-            before[first + 1 : last + 1] = seen + running[ends[first:last] - begin - 1]
-            begin, seen, first = begin + len(flags), seen + int(running[-1]), last
-    return np.diff(before)
 
 
 def token_type(vocabulary: int) -> type[np.unsignedinteger]:

@@ -135,7 +135,7 @@ def summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
         logits_to_keep=batch.predictors if len(batch.predictors) else 1,
         use_cache=False,
     )
-    logits = output.logits[0].float()
+    logits = output.logits.flatten(0, 1).float()  # not [0], whose gradient would be another copy
     if not len(batch.targets):
         return logits.sum() * 0.0
     return cross_entropy(logits, batch.targets, reduction="sum")

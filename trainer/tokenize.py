@@ -117,8 +117,8 @@ def write_corpus(
 ) -> TokenCounts:
     """Tokenise into `directory`: tokens.bin (uint16 or uint32), trained.bin (uint8), ends.bin (int64).
 
-    Memory does not grow with the corpus. A conversation longer than `max_length` is cut there; one with no
-    trained token left is refused and counted.
+    dataset.py says what they hold. Memory does not grow with the corpus. A conversation longer than `max_length`
+    is cut there; one with no trained token left is refused and counted.
     """
     directory.mkdir(parents=True, exist_ok=True)
     kept = total = trained = cut = untrained = 0
@@ -138,7 +138,7 @@ def write_corpus(
                 kept += 1
                 total += len(ids)
                 trained += int(flags.sum())
-                ends = np.array([total], dtype=np.int64)
+                ends = np.array([total, trained], dtype=np.int64)
                 for out, data in zip(
                     outs, (ids.astype(stored).tobytes(), flags.tobytes(), ends.tobytes()), strict=True
                 ):

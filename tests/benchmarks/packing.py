@@ -82,7 +82,7 @@ def drawn(count: int, folder: Path) -> TokenisedCorpus:
         learnt[end - length : end - int(length * TRAINED)] = 0
     chance.integers(0, VOCABULARY, len(learnt), dtype=np.uint32).tofile(folder / "tokens.bin")
     learnt.tofile(folder / "trained.bin")
-    ends.tofile(folder / "ends.bin")
+    np.stack([ends, np.cumsum(learnt, dtype=np.int64)[ends - 1]], axis=1).tofile(folder / "ends.bin")
     return TokenisedCorpus(folder)
 
 

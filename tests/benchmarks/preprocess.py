@@ -3,9 +3,10 @@
     [FASTCHAT_PYTHON=.../bin/python] .venv/bin/python tests/benchmarks/preprocess.py [--repeat 3] [--sizes 2000 ...]
 
 FASTCHAT_PYTHON: an environment with fschat 0.2.36, transformers 4.46.3 and sentencepiece; it needs no torch. Two
-corpora: what ../shared/tools/gen_sharegpt.py generates, cleaned and split by us (words repeat more than in prose), and
-the documentation of Python's standard library (real prose, short conversations). Everything runs in a process of its
-own; CPU seconds are those of all its threads, loading libraries and tokeniser not counted, on both sides.
+corpora: what shared/tools/gen_sharegpt.py generates (VLAUNCH_SHARED names shared/), cleaned and split by us, whose
+words repeat more than those of prose; and the documentation of Python's standard library, real prose in short
+conversations. Everything runs in a process of its own; CPU seconds are those of all its threads, loading libraries
+and tokeniser not counted, on both sides.
 
     speed   read, tokenise, mask, write, map, pack; FastChat's side is json.load and its `preprocess`, with the slow
             tokeniser that its train.py asks for, and with the fast one that it could ask for
@@ -32,7 +33,8 @@ sys.path.insert(0, str(REPOSITORY))
 
 from tests.benchmarks.corpus import TRAIN_TOKENISER  # noqa: E402
 
-GENERATOR = REPOSITORY.parent / "shared/tools/gen_sharegpt.py"
+SHARED = Path(os.environ.get("VLAUNCH_SHARED", REPOSITORY.parent / "shared"))
+GENERATOR = SHARED / "tools/gen_sharegpt.py"
 RIVAL = Path(__file__).with_name("preprocess_fastchat.py")
 LIMIT, TARGET, SAMPLES = 2048, 5.0, 2000
 NEW_WORD_EVERY = 20  # words; a copy of the corpus brings about as many new ones as the original has
@@ -119,15 +121,8 @@ def apart(part: str, *words: object) -> dict[str, Any]:
 def fastchat(data: Path, tokeniser: Path, kind: str, count: int) -> dict[str, Any]:
     import torch
 
-    command = [
-        os.environ["FASTCHAT_PYTHON"],
-        RIVAL,
-        data,
-        tokeniser,
-        kind,
-        count,
-        Path(torch.__file__).parents[1],
-    ]
+    packages = Path(torch.__file__).parents[1]
+    command = [os.environ["FASTCHAT_PYTHON"], RIVAL, data, tokeniser, kind, count, packages]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{command} failed:\n{done.stderr[-3000:]}")

@@ -39,7 +39,7 @@ class InOrder:
 
 def conversations(folder: Path) -> list[tuple[Any, Any]]:
     """Ids and flags of every conversation, as the trainer's own corpus holds them."""
-    ends = np.fromfile(folder / "ends.bin", dtype=np.int64)
+    ends = np.fromfile(folder / "ends.bin", dtype=np.int64)[::2]
     size = (folder / "tokens.bin").stat().st_size // int(ends[-1])
     tokens = np.fromfile(folder / "tokens.bin", dtype=f"u{size}").astype(np.int64)
     trained = np.fromfile(folder / "trained.bin", dtype=np.uint8).astype(bool)

@@ -195,7 +195,13 @@ def adds_bos(tokenizer: Any, tree: dict[str, Any]) -> int:
     model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
     nothing = ("truncation", "padding", "normalizer", "pre_tokenizer", "decoder")
     rule = {"post_processor": tree.get("post_processor")}
-    small: dict[str, Any] = {**dict.fromkeys(nothing), "version": "1.0", "added_tokens": [], "model": model, **rule}
+    small: dict[str, Any] = {
+        **dict.fromkeys(nothing),
+        "version": "1.0",
+        "added_tokens": [],
+        "model": model,
+        **rule,
+    }
     made = tokenizer.from_str(json.dumps(small))
     with_rule, without = made.encode("a").ids, made.encode("a", add_special_tokens=False).ids
     return int(len(with_rule) > len(without) and with_rule[: len(without)] != without)
