@@ -158,7 +158,7 @@ class Attempt:
         self, head: Head, config: TrainConfig, lease: Lease
     ) -> tuple[Inputs, Manifest | None]:
         """What this machine needs, on its disk; then it is settled where the attempt resumes."""
-        from trainer.prepare import build, fetch
+        from trainer.prepare import build, fetch, with_weights
 
         with _Pool() as pool:
             fetched = pool.submit(fetch, self.store, config, self._workdir)
@@ -169,6 +169,8 @@ class Attempt:
         if inputs is None:
             log.info("preparing tokeniser and corpus")
             inputs = build(self.store, config, self._workdir)
+        elif resumed is None:
+            inputs = with_weights(self.store, config, self._workdir, inputs)
         self._mark("fetch")
         head.gather()
         lease.start(resumed.step if resumed else 0, resumed.key if resumed else None)
@@ -179,7 +181,7 @@ class Attempt:
         self, member: Member, config: TrainConfig, lease: Lease
     ) -> tuple[Inputs, Manifest | None]:
         """The same bytes as the head's. What is most likely needed is fetched before the head has said so."""
-        from trainer.prepare import fetch
+        from trainer.prepare import fetch, with_weights
 
         resuming = self._resuming(lease)
         with _Pool() as pool:
@@ -200,6 +202,8 @@ class Attempt:
                 f"{self.store.uri} does not show this node the corpus that the head has prepared",
                 hint="every node must see the same store: give a bucket, or a folder that all of them share",
             )
+        if resumed is None:
+            inputs = with_weights(self.store, config, self._workdir, inputs)
         self._mark("fetch")
         return inputs, resumed
 
