@@ -38,7 +38,7 @@ from trainer.gang import Halted, Head, Member
 from trainer.lines import INTERRUPT
 from trainer.nodes import Nodes, interface_of
 from trainer.preemption import NEWS, SIGNALS, Board, notice_length_s
-from trainer.processes import Processes
+from trainer.processes import Processes, import_for_ranks
 from trainer.resuming import Resuming
 
 if TYPE_CHECKING:
@@ -230,12 +230,8 @@ class Attempt:
         return decode_config(data, f"{self.store.uri}/{CONFIG}")
 
     def _import(self, config: TrainConfig) -> None:
-        """The heavy imports, once for all processes, while the network is busy with the inputs."""
-        import transformers.models.llama.modeling_llama  # noqa: F401
-
-        from trainer.rank import preload
-
-        preload(config)
+        """While the network is busy with the inputs."""
+        import_for_ranks(config)
         self._mark("import")
 
     def _run_ranks(
