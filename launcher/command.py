@@ -7,6 +7,7 @@ click this imports nothing of weight: it is all that `vlaunch --help` pays for. 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 ENV_PREFIX = "VLAUNCH_"
 WIDEST_HELP = 100  # columns; longer lines are hard to read
+OTHER_PROGRAMS = ("torchrun", "deepspeed", "python", "python3")  # whose lines some verbs take after --
 
 
 def verb(name: str, *, examples: Sequence[str], **attrs: Any) -> Callable[[Callable[..., Any]], Command]:
@@ -204,11 +206,22 @@ class Command(click.Command):
         self.params.extend(_global_params())
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = tuple(args)  # click's parser empties it
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
             error.ctx = error.ctx or ctx  # click's parser leaves it out, and the hint needs it
+            if isinstance(error, click.NoSuchOption) and (program := self._other_program(words)):
+                hint = f"the line of another program comes after --: {ctx.command_path} -- {program} ..."
+                raise UsageError(f"no option {error.option_name}", hint=hint) from None
             raise
+
+    def _other_program(self, words: Sequence[str]) -> str | None:
+        """The one whose line was given without `--`, to a verb that takes such lines."""
+        if not any(isinstance(param, click.Argument) and param.name == "line" for param in self.params):
+            return None
+        before = ("", *takewhile(lambda word: word != "--", words))
+        return next((b for a, b in pairwise(before) if b in OTHER_PROGRAMS and a != "--strategy"), None)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write("Examples:\n" + "".join(f"  {example}\n" for example in self.examples) + "\n")

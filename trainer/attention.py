@@ -64,20 +64,16 @@ def conversation_attention(
     """
     ends = _checked(query, attention_mask, boundaries, sliding_window, softcap, s_aux)
     grouped = key.shape[1] != query.shape[1]
+    lengths = [end - start for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    # Split, not sliced one by one: the gradient of a slice is as large as the whole row.
+    parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     pieces = [
         scaled_dot_product_attention(
-            query[:, :, start:end],
-            key[:, :, start:end],
-            value[:, :, start:end],
-            dropout_p=dropout,
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=grouped,
-        )
-        for start, end in zip(ends[:-1], ends[1:], strict=True)
+            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
+        ).transpose(1, 2)
+        for q, k, v in parts
     ]
-    joined = torch.cat(pieces, dim=2) if len(pieces) > 1 else pieces[0]
-    return joined.transpose(1, 2).contiguous(), None
+    return (torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0].contiguous()), None
 
 
 def packed_attention(

@@ -232,17 +232,12 @@ class Checkpointer:
     def _finish(self, save: _Save, written: Any) -> None:
         began = time.monotonic()
         mine = self._send(written, save.directory)
-        everyone = self._gather(mine)
         verdict = "failed"
         try:
-            if self._world.leads:
-                verdict = self._commit(save, everyone, began)
-                if save.best and verdict == "durable":
-                    self.best_step = save.step
-                self._collect()
-        except Exception:  # a fault of this program must not end the thread unheard, with the others waiting
-            log.exception("the save of step %d failed", save.step)
-        verdict = self._tell(verdict)
+            everyone = self._gather(mine)
+            verdict = self._tell(self._verdict(save, everyone, began))
+        except RuntimeError as error:  # another process is gone: the supervisor is about to end this one too
+            log.warning("the save of step %d was cut short: %s", save.step, str(error).partition("\n")[0])
         self.cadence.save_s = time.monotonic() - began
         self.last_failed = verdict == "failed"
         if verdict == "durable":
@@ -256,6 +251,19 @@ class Checkpointer:
             path.unlink(missing_ok=True)
         with suppress(OSError):  # the last one to leave removes the folder
             save.directory.rmdir()
+
+    def _verdict(self, save: _Save, everyone: list[_Sent], began: float) -> str:
+        """The first process's word. Never raises: the others wait for it."""
+        verdict = "failed"
+        try:
+            if self._world.leads:
+                verdict = self._commit(save, everyone, began)
+                if save.best and verdict == "durable":
+                    self.best_step = save.step
+                self._collect()
+        except Exception:  # a fault of this program must not end the thread unheard
+            log.exception("the save of step %d failed", save.step)
+        return verdict
 
     def _send(self, written: Any, directory: Path) -> _Sent:
         """Write this process's shard and put it into the store. Never raises: the others wait for its word."""

@@ -1,7 +1,8 @@
 """The tokenised corpus as memory-mapped arrays, and the tensors of one forward pass.
 
-On disk (written by tokenize.py): tokens.bin, trained.bin, ends.bin. Nothing is loaded ahead: a process reads
-the pages of the conversations it is asked for, so memory does not grow with the corpus.
+On disk (written by tokenize.py): tokens.bin (uint16 or uint32), trained.bin (uint8), ends.bin (int64: tokens, and
+trained tokens, up to the end of each conversation). Only the last is read at the start: of the others a process reads
+the pages of the conversations it is asked for, so memory does not grow with their length.
 """
 
 from __future__ import annotations
@@ -52,24 +53,21 @@ class TokenisedCorpus:
     """
 
     def __init__(self, directory: Path) -> None:
-        ends = np.fromfile(directory / ENDS, dtype=np.int64)
-        self._starts: Ints = np.concatenate([[0], ends[:-1]]).astype(np.int64)
-        self._ends: Ints = ends
-        total = int(ends[-1]) if len(ends) else 0
-        self._tokens: NDArray[np.uint32] = _mapped(directory / TOKENS, np.uint32, total)
-        self._trained: NDArray[np.uint8] = _mapped(directory / TRAINED, np.uint8, total)
-        self.lengths: Ints = self._ends - self._starts
-        self.trained_counts: Ints = (
-            np.add.reduceat(self._trained, self._starts, dtype=np.int64)
-            if total
-            else np.empty(0, dtype=np.int64)
-        )
+        ends = np.fromfile(directory / ENDS, dtype=np.int64).reshape(-1, 2).T
+        counts = np.diff(ends, prepend=0)
+        self.lengths: Ints = counts[0]
+        self.trained_counts: Ints = counts[1]
+        self._ends: Ints = ends[0]
+        self._starts: Ints = ends[0] - counts[0]
+        total = int(self.lengths.sum())
+        self._tokens: NDArray[np.unsignedinteger] = _mapped(directory / TOKENS, total)
+        self._trained: NDArray[np.uint8] = _mapped(directory / TRAINED, total)
 
     def __len__(self) -> int:
         return len(self._ends)
 
-    def tokens_of(self, conversation: int) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
-        """Token ids (L,) and trained flags (L,) of one conversation."""
+    def tokens_of(self, conversation: int) -> tuple[NDArray[np.unsignedinteger], NDArray[np.uint8]]:
+        """Token ids (L,), of 2 or 4 bytes, and trained flags (L,) of one conversation."""
         span = slice(int(self._starts[conversation]), int(self._ends[conversation]))
         return self._tokens[span], self._trained[span]
 
@@ -94,6 +92,14 @@ class TokenisedCorpus:
         )
 
 
-def _mapped(path: Path, dtype: type[np.generic], count: int) -> NDArray[Any]:
-    """An empty file cannot be mapped."""
-    return np.memmap(path, dtype, "r", shape=(count,)) if count else np.empty(0, dtype)
+def token_type(vocabulary: int) -> type[np.unsignedinteger]:
+    """What tokens are stored as: two bytes are enough for the vocabularies of LLaMA-2 and Mistral."""
+    return np.uint16 if vocabulary <= 1 << 16 else np.uint32
+
+
+def _mapped(path: Path, count: int) -> NDArray[Any]:
+    """The array of `count` numbers that a file is; its size says how many bytes each has. An empty one cannot be
+    mapped."""
+    if not count:
+        return np.empty(0, dtype=np.uint8)
+    return np.memmap(path, f"u{path.stat().st_size // count}", "r", shape=(count,))

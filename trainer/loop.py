@@ -15,12 +15,12 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from trainer.artifacts.metrics import EvalRecord, StepRecord
 from trainer.checkpoint import Checkpointer
 from trainer.config import CheckpointSection, TrainSection
 from trainer.dataset import Batch, TokenisedCorpus
+from trainer.loss import summed_cross_entropy
 from trainer.optim import learning_rate
 from trainer.parallel import Sharded, World
 from trainer.preemption import Notice
@@ -135,10 +135,8 @@ def summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
         logits_to_keep=batch.predictors if len(batch.predictors) else 1,
         use_cache=False,
     )
-    logits = output.logits[0].float()
-    if not len(batch.targets):
-        return logits.sum() * 0.0
-    return cross_entropy(logits, batch.targets, reduction="sum")
+    logits = output.logits.flatten(0, 1)
+    return summed_cross_entropy(logits, batch.targets) if len(batch.targets) else logits.sum() * 0.0
 
 
 def _tell(job: Job, step: int, loss: float, norm: float, seconds: float) -> None:

@@ -39,6 +39,11 @@ _NF4, _NF4_SCALES = 0.5, 1 / 64 + 4 / (64 * 256)
 _BUCKET, _LIVE = 500_000_000, 1_000_000_000
 
 
+# Of the logits, numbers that the loss looks at together: 16 MB in float32, far below the logits of a pass, large enough
+# for a GPU.
+LOSS_PART = 1 << 22
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """What one process has to do at once."""
@@ -215,7 +220,7 @@ _WHY = {
     "unpacked weights": "the largest quantised matrix, as numbers",
     "activations": "what the backward pass needs of all layers",
     "one layer": "its activations, recomputed, and its gradients",
-    "logits": "of trained positions: log-probabilities and two gradients in float32, 12 bytes a number",
+    "logits": "of trained positions; their gradient takes their place (loss.py)",
 }
 
 
@@ -223,6 +228,7 @@ def _moments(shape: Shape, load: Load) -> dict[str, dict[str, float]]:
     """What comes and goes, by moment and term: the candidates for the fullest moment."""
     b, h, T = load.number, shape.hidden, load.tokens
     kept, inner = _activations(shape, load)
+    logits = load.trained * shape.vocabulary
     quantised = load.kind in ("lora-8bit", "qlora")
     weights_and_gradients = _of_fsdp(shape, load) if load.spread == "fsdp" else _of_deepspeed(shape, load)
     layers = shape.layers if load.checkpointing else shape.layers - 1
@@ -232,7 +238,7 @@ def _moments(shape: Shape, load: Load) -> dict[str, dict[str, float]]:
         _LOSS: {
             # The last norm, and the hidden states picked for the logits.
             "activations": stored + (0 if load.checkpointing else kept) * T + (4 + 2 * b) * h * T,
-            "logits": 12 * load.trained * shape.vocabulary,
+            "logits": b * logits + 8 * min(logits, LOSS_PART),
         },
         _LAYER: {
             "activations": stored,

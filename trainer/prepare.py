@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("trainer")
 
 # Raised when the meaning of the cached files changes, so that an older cache is not taken for a new one.
-_FORMAT = 1
+_FORMAT = 2
 _TOKENISER, _TRAIN, _HELD_OUT, _BASE, _REPORT = "tokeniser", "train", "held-out", "base", "report.json"
+_WEIGHTS = ".safetensors"
 # In the report: the commit of a Hugging Face base that the first attempt took.
 _COMMIT = "base_commit"
 # Blobs fetched at once: enough to hide a store's latency, few enough to leave the cores to imports.
@@ -53,10 +54,21 @@ class Inputs:
 
 
 def fetch(store: Store, config: TrainConfig, directory: Path) -> Inputs | None:
-    """What an earlier attempt has prepared; None if this one has to `build` it. No heavy import."""
+    """What an earlier attempt has prepared; None if this one has to `build` it. No heavy import.
+
+    Where all weights are trained a checkpoint has them all: of the base only its description is fetched then.
+    Without a checkpoint `with_weights` fetches the rest.
+    """
     if not _fetch_cached(store, cache_key(_cache_name(config)), directory / "inputs"):
         return None
-    return _found(store, config, directory)
+    return _found(store, config, directory, weights=config.train.method != "full")
+
+
+def with_weights(store: Store, config: TrainConfig, directory: Path, inputs: Inputs) -> Inputs:
+    """What `fetch` has given, with the base's weights."""
+    if config.train.method != "full" or inputs.base is None:
+        return inputs
+    return _found(store, config, directory, weights=True)
 
 
 def build(store: Store, config: TrainConfig, directory: Path) -> Inputs:
@@ -66,18 +78,21 @@ def build(store: Store, config: TrainConfig, directory: Path) -> Inputs:
         DataError: the corpus cannot be read, is empty or leaves nothing to learn.
         CorruptObject: a file does not match the hash that config.json gives.
     """
-    base = _base(store, config, directory / "base", config.model.revision)
+    base = _base(store, config, directory / "base", config.model.revision, weights=True)
     _build(store, config, base, directory / "corpus", directory / "inputs")
     _share(store, cache_key(_cache_name(config)), directory / "inputs")
-    return _found(store, config, directory)
+    return _found(store, config, directory, weights=True)
 
 
-def _found(store: Store, config: TrainConfig, directory: Path) -> Inputs:
+def _found(store: Store, config: TrainConfig, directory: Path, *, weights: bool) -> Inputs:
     made = directory / "inputs"
     report = json.loads((made / _REPORT).read_text())
     held_out = made / _HELD_OUT if report[_HELD_OUT] else None
     revision = report.get(_COMMIT) or config.model.revision
-    base = made / _BASE if _needs_random_base(config) else _base(store, config, directory / "base", revision)
+    if _needs_random_base(config):
+        base: Path | None = made / _BASE
+    else:
+        base = _base(store, config, directory / "base", revision, weights=weights)
     return Inputs(made / _TOKENISER, made / _TRAIN, held_out, base, report)
 
 
@@ -134,7 +149,8 @@ def _share(store: Store, key: str, directory: Path) -> None:
 
 
 def _build(store: Store, config: TrainConfig, base: Path | None, corpus: Path, made: Path) -> None:
-    from trainer.tokenize import Encoder, carry_template, load_tokeniser, train_tokeniser, write_corpus
+    from trainer.encode import Encoder
+    from trainer.tokenize import carry_template, load_tokeniser, train_tokeniser, write_corpus
 
     template = get_template(config.data.template)
     train = _files(store, config.data.train, corpus / _TRAIN)
@@ -222,11 +238,14 @@ def _commit(config: TrainConfig, base: Path | None) -> str | None:
     return base.name if base is not None and from_hub and re.fullmatch("[0-9a-f]{40}", base.name) else None
 
 
-def _base(store: Store, config: TrainConfig, directory: Path, revision: str | None) -> Path | None:
-    if directory.is_dir():
-        return directory
+def _base(
+    store: Store, config: TrainConfig, directory: Path, revision: str | None, *, weights: bool
+) -> Path | None:
+    """The folder of the base, if there is one; without `weights` just its other files are sure to be there."""
     if config.model.files:
-        fetch_all(store, [FileEntry(**file.model_dump()) for file in config.model.files], directory)
+        wanted = [file for file in config.model.files if weights or not file.name.endswith(_WEIGHTS)]
+        missing = [FileEntry(**file.model_dump()) for file in wanted if not (directory / file.name).exists()]
+        fetch_all(store, missing, directory)
         return directory
     if config.model.base is None:
         return None
@@ -234,9 +253,9 @@ def _base(store: Store, config: TrainConfig, directory: Path, revision: str | No
         return Path(config.model.base)
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.safetensors", "*.json", "*.model", "*.jinja"]
+    patterns = ["*.json", "*.model", "*.jinja", *([f"*{_WEIGHTS}"] if weights else [])]
     try:
-        return Path(snapshot_download(config.model.base, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(config.model.base, revision=revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         raise NotReady(
             f"the base model {config.model.base} cannot be fetched: {' '.join(str(error).split())}",

@@ -6,6 +6,7 @@ Forking once for all of them makes a resumed step come seconds earlier than torc
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import logging
 import multiprocessing
@@ -25,6 +26,7 @@ from trainer.errors import Preempted, VlaunchError
 from trainer.preemption import SIGNALS
 
 if TYPE_CHECKING:
+    from trainer.config import TrainConfig
     from trainer.rank import Brief
 
 log = logging.getLogger("trainer")
@@ -32,6 +34,21 @@ log = logging.getLogger("trainer")
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _FAILED = 1
 _CALM = (0, Preempted.exit_code)
+
+
+def import_for_ranks(config: TrainConfig) -> None:
+    """The heavy imports, once for all processes. Raises what `rank.preload` does."""
+    # All of it stays, so nobody looks through it for garbage: a fifth of the time, and more in each process.
+    gc.disable()
+    try:
+        import transformers.models.llama.modeling_llama  # noqa: F401
+
+        from trainer.rank import preload
+
+        preload(config)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 class Processes:

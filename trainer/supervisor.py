@@ -38,7 +38,7 @@ from trainer.gang import Halted, Head, Member
 from trainer.lines import INTERRUPT
 from trainer.nodes import Nodes, interface_of
 from trainer.preemption import NEWS, SIGNALS, Board, notice_length_s
-from trainer.processes import Processes
+from trainer.processes import Processes, import_for_ranks
 from trainer.resuming import Resuming
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class Attempt:
         self, head: Head, config: TrainConfig, lease: Lease
     ) -> tuple[Inputs, Manifest | None]:
         """What this machine needs, on its disk; then it is settled where the attempt resumes."""
-        from trainer.prepare import build, fetch
+        from trainer.prepare import build, fetch, with_weights
 
         with _Pool() as pool:
             fetched = pool.submit(fetch, self.store, config, self._workdir)
@@ -169,6 +169,8 @@ class Attempt:
         if inputs is None:
             log.info("preparing tokeniser and corpus")
             inputs = build(self.store, config, self._workdir)
+        elif resumed is None:
+            inputs = with_weights(self.store, config, self._workdir, inputs)
         self._mark("fetch")
         head.gather()
         lease.start(resumed.step if resumed else 0, resumed.key if resumed else None)
@@ -179,7 +181,7 @@ class Attempt:
         self, member: Member, config: TrainConfig, lease: Lease
     ) -> tuple[Inputs, Manifest | None]:
         """The same bytes as the head's. What is most likely needed is fetched before the head has said so."""
-        from trainer.prepare import fetch
+        from trainer.prepare import fetch, with_weights
 
         resuming = self._resuming(lease)
         with _Pool() as pool:
@@ -200,6 +202,8 @@ class Attempt:
                 f"{self.store.uri} does not show this node the corpus that the head has prepared",
                 hint="every node must see the same store: give a bucket, or a folder that all of them share",
             )
+        if resumed is None:
+            inputs = with_weights(self.store, config, self._workdir, inputs)
         self._mark("fetch")
         return inputs, resumed
 
@@ -226,12 +230,8 @@ class Attempt:
         return decode_config(data, f"{self.store.uri}/{CONFIG}")
 
     def _import(self, config: TrainConfig) -> None:
-        """The heavy imports, once for all processes, while the network is busy with the inputs."""
-        import transformers.models.llama.modeling_llama  # noqa: F401
-
-        from trainer.rank import preload
-
-        preload(config)
+        """While the network is busy with the inputs."""
+        import_for_ranks(config)
         self._mark("import")
 
     def _run_ranks(

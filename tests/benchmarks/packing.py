@@ -42,8 +42,9 @@ from trainer import attention  # noqa: E402
 from trainer.conversation import get_template  # noqa: E402
 from trainer.data.read import read_corpus  # noqa: E402
 from trainer.dataset import Batch, TokenisedCorpus  # noqa: E402
+from trainer.encode import Encoder  # noqa: E402
 from trainer.packing import Ints, first_fit_decreasing  # noqa: E402
-from trainer.tokenize import Encoder, train_tokeniser, write_corpus  # noqa: E402
+from trainer.tokenize import train_tokeniser, write_corpus  # noqa: E402
 
 LENGTH, VOCABULARY, PER_PASS, TARGET = 2048, 4096, 4, 2.5
 # Share of a conversation's tokens that are its answers: measured on 3,000 conversations of ShareGPT's shape.
@@ -81,7 +82,7 @@ def drawn(count: int, folder: Path) -> TokenisedCorpus:
         learnt[end - length : end - int(length * TRAINED)] = 0
     chance.integers(0, VOCABULARY, len(learnt), dtype=np.uint32).tofile(folder / "tokens.bin")
     learnt.tofile(folder / "trained.bin")
-    ends.tofile(folder / "ends.bin")
+    np.stack([ends, np.cumsum(learnt, dtype=np.int64)[ends - 1]], axis=1).tofile(folder / "ends.bin")
     return TokenisedCorpus(folder)
 
 

@@ -1,6 +1,6 @@
 """From the start of the box program to the first resumed step, part by part: ours, and the same through torchrun.
 
-    python tests/benchmarks/restart.py [--processes 1 2] [--repeat 3] [--json FILE]
+    python tests/benchmarks/restart.py [--processes 1 2] [--kinds full lora lora-8bit qlora] [--repeat 3] [--json FILE]
 
 The run is the `tiny` recipe's network on a small corpus, prepared and with a checkpoint in its store; each restart
 has an empty disk, resumes from that checkpoint and is killed as soon as its first step is in the journal.
@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from trainer.artifacts.journal import RunEvent
 
 WAYS = ("forked", "torchrun")
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": {"train__method": "lora"},
+    "lora-8bit": {"train__method": "lora", "lora__load_8bit": True},
+    "qlora": {"train__method": "qlora"},
+}
 LONGEST_START_S = 300.0
 
 
@@ -134,20 +140,44 @@ def be_rank(workdir: Path) -> None:
 # --- the measurement --------------------------------------------------------------------------
 
 
-def create(folder: Path, processes: int) -> str:
+def create(folder: Path, processes: int, kind: str) -> str:
     """A run with a checkpoint and prepared inputs."""
     from tests.trainer.runs import create_run, write_corpus
     from trainer.recipes import get_recipe
 
-    uri = str(folder / f"runs/restart-{processes}")
+    uri = str(folder / f"runs/restart-{processes}-{kind}")
     tiny = get_recipe("tiny").config
+    corpus = write_corpus(folder / "train.jsonl")
+    model: dict[str, Any] = {"model__shape": tiny.model.shape, "model__vocab_size": 512}
+    if kind != "full":
+        base = folder / "base"
+        write_base(base, corpus, dict(tiny.model.shape or {}), tiny.data.max_length)
+        model = {"model__shape": None, "model__vocab_size": None, "model__base": str(base)}
     create_run(
-        uri, write_corpus(folder / "train.jsonl"), model__shape=tiny.model.shape, model__vocab_size=512,
-        data__max_length=tiny.data.max_length, train__global_batch_size=8, train__max_steps=100_000,
-        train__per_device_train_batch_size=4, checkpoint__save_steps=4, parallel__processes=processes,
+        uri, corpus, **model, **KINDS[kind], data__max_length=tiny.data.max_length, train__global_batch_size=8,
+        train__max_steps=100_000, train__per_device_train_batch_size=4, checkpoint__save_steps=4,
+        parallel__processes=processes,
     )  # fmt: skip
-    start(uri, "forked", folder / "box", until="checkpoint")
+    start(uri, "forked", folder / f"box-{processes}-{kind}", until="checkpoint")
     return uri
+
+
+def write_base(folder: Path, corpus: Path, shape: dict[str, Any], longest: int) -> None:
+    """The same network as a folder of Hugging Face's, for adapters to stand on."""
+    if folder.exists():
+        return
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from trainer.conversation import get_template
+    from trainer.data.read import read_corpus
+    from trainer.tokenize import train_tokeniser
+
+    texts = (turn.text for each in read_corpus([corpus]) for turn in each.turns)
+    tokeniser = train_tokeniser(texts, 512, get_template("vicuna_v1.1"))
+    tokeniser.save_pretrained(folder)
+    kind = shape.pop("model_type")
+    config = AutoConfig.for_model(kind, **shape, vocab_size=len(tokeniser), max_position_embeddings=longest)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
 def start(uri: str, way: str, workdir: Path, until: str) -> Restart:
@@ -217,8 +247,8 @@ def cpu_of_tree(process: Any) -> float:
     return total
 
 
-def report(processes: int, found: dict[str, list[Restart]]) -> dict[str, Any]:
-    print(f"\n{processes} process(es)")
+def report(processes: int, kind: str, found: dict[str, list[Restart]]) -> dict[str, Any]:
+    print(f"\n{processes} process(es), {kind}")
     print(f"{'':<10} {'wall s':>7} {'CPU s':>7}   parts of the quickest, seconds")
     figures: dict[str, Any] = {}
     for way, restarts in found.items():
@@ -227,17 +257,31 @@ def report(processes: int, found: dict[str, list[Restart]]) -> dict[str, Any]:
         figures[way] = {"wall_s": best.wall_s, "cpu_s": cpu_s, "parts": best.parts}
         parts = "  ".join(f"{name} {seconds:.2f}" for name, seconds in best.parts.items())
         print(f"{way:<10} {best.wall_s:>7.2f} {cpu_s:>7.2f}   {parts}")
-    ours, theirs = figures["forked"], figures["torchrun"]
-    print(
-        f"torchrun takes {theirs['wall_s'] / ours['wall_s']:.2f} times the wall seconds "
-        f"and {theirs['cpu_s'] / ours['cpu_s']:.2f} times the CPU seconds of forking"
-    )
+    if ours := figures.get("forked"):
+        for theirs in (figures[way] for way in found if way != "forked"):
+            print(
+                f"torchrun takes {theirs['wall_s'] / ours['wall_s']:.2f} times the wall seconds "
+                f"and {theirs['cpu_s'] / ours['cpu_s']:.2f} times the CPU seconds of forking"
+            )
     return figures
+
+
+def compare(scratch: Path, processes: int, kind: str, repeat: int) -> dict[str, Any]:
+    uri = create(scratch, processes, kind)
+    # The other way is there to judge ours by; once is enough for that.
+    ways = WAYS if kind == "full" else WAYS[:1]
+    found: dict[str, list[Restart]] = {way: [] for way in ways}
+    for turn in range(repeat):
+        for way in ways:  # in turns, so that a disturbance meets both
+            box = scratch / f"box-{processes}-{kind}-{way}-{turn}"
+            found[way].append(start(uri, way, box, until="training"))
+    return report(processes, kind, found)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--run", help=argparse.SUPPRESS)
@@ -251,13 +295,8 @@ def main() -> None:
     figures = {}
     with tempfile.TemporaryDirectory() as scratch:
         for processes in wanted.processes:
-            uri = create(Path(scratch), processes)
-            found: dict[str, list[Restart]] = {way: [] for way in WAYS}
-            for turn in range(wanted.repeat):
-                for way in WAYS:  # in turns, so that a disturbance meets both
-                    box = Path(scratch) / f"box-{processes}-{way}-{turn}"
-                    found[way].append(start(uri, way, box, until="training"))
-            figures[str(processes)] = report(processes, found)
+            for kind in wanted.kinds:
+                figures[f"{processes} {kind}"] = compare(Path(scratch), processes, kind, wanted.repeat)
     if wanted.json:
         wanted.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -210,7 +210,7 @@ def test_lengths_are_those_that_training_counts(tmp_path: Path, kind: str, name:
     """Against trainer/tokenize.py's own Encoder, on texts made to trip tokenisers."""
     from transformers import PreTrainedTokenizerFast
 
-    from trainer.tokenize import Encoder
+    from trainer.encode import Encoder
 
     template = get_template(name)
     made = KINDS[kind]()

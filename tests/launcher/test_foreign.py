@@ -634,6 +634,8 @@ def test_words_before_the_dashes_are_options_as_ever(vlaunch: Vlaunch) -> None:
         (["--nproc_per_node=2", "--", *seed_001()], "no option --nproc_per_node"),
         (["--sise", "tiny", "--", *seed_001()], "did you mean --size?"),
         (["tiny"], "'tiny' starts no training that vlaunch knows"),
+        (["--spot", *seed_001()], "comes after --: vlaunch train -- torchrun ..."),
+        (["--strategy", "deepspeed", "--sise", "7"], "did you mean --size?"),
     ):
         ran = vlaunch("train", *given_)
         assert ran.code == 2 and word in ran.err and ran.out == ""

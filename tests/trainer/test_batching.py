@@ -186,7 +186,7 @@ def test_a_single_row_that_does_not_fit_is_one_message(tmp_path: Path) -> None:
 
 
 def test_real_rows_are_tried_against_a_real_limit(tmp_path: Path) -> None:
-    """A vocabulary of 32,000 makes 190 MiB of logits a row of 512 tokens; the limit leaves some 900 MiB."""
+    """A vocabulary of 32,000 makes 62 MiB of logits a row of 512 tokens; the limit leaves some 450 MiB."""
     lengths = np.full(16, 512)
     fullest = Fullest.of(lengths, lengths - 1, one_per_row(16))
     config = parse_config(
@@ -198,7 +198,7 @@ def test_real_rows_are_tried_against_a_real_limit(tmp_path: Path) -> None:
 
     def trial(wanted: TrainConfig, process: int, number: int) -> Peak:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + (900 << 20)
+        limit = pages * resource.getpagesize() + (450 << 20)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         with joined(0, 1, f"file://{tmp_path}/rendezvous-{number}-{os.getpid()}", 1) as world:
             sharded = FullyShardedModel(skeleton(shape), wanted, world)

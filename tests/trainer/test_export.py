@@ -21,8 +21,8 @@ from trainer.artifacts.layout import EXPORT_MANIFEST
 from trainer.artifacts.manifest import hash_file
 from trainer.artifacts.store import open_store
 from trainer.conversation import Conversation, Turn, get_template
+from trainer.encode import Encoder
 from trainer.parallel import World, joined
-from trainer.tokenize import Encoder
 
 torch.set_num_threads(1)
 

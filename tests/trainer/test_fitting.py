@@ -75,7 +75,7 @@ def test_a_long_context_on_a_small_card_is_cut_to_the_longest_that_fits() -> Non
     options = [change.options for change in changes_that_fit(run)]
     assert options == [
         "--set data.max_length=8192 --set train.per_device_train_batch_size=1",
-        "--gpus H100:1",
+        "--gpus A100:1",
     ]
 
 

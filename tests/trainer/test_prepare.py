@@ -17,10 +17,11 @@ from tests.trainer.networks import llama
 from tests.trainer.runs import create_run, write_corpus
 from trainer.artifacts.journal import read_journal
 from trainer.artifacts.layout import blob_key
+from trainer.artifacts.manifest import put_blob
 from trainer.artifacts.store import Store, open_store
 from trainer.config import StoredFile, TrainConfig
 from trainer.errors import ConfigError, CorruptObject, DataError
-from trainer.prepare import Inputs, build, fetch
+from trainer.prepare import Inputs, build, fetch, with_weights
 
 ANSWERED = {"id": "a", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
 
@@ -153,7 +154,7 @@ def test_two_files_of_one_name_are_both_read(store: Store, config: TrainConfig, 
     assert built.report["train"]["conversations"] == 45
 
 
-# --- a base for adapters ----------------------------------------------------------------------
+# --- a base ----------------------------------------------------------------------
 
 
 def base_of(inputs: Inputs) -> dict[str, bytes]:
@@ -213,6 +214,40 @@ def test_every_attempt_takes_the_commit_of_a_base_that_the_first_one_took(
     assert again.returncode == 0, again.stderr
     config = json.loads(store.get("export/adapter_config.json"))
     assert (config["base_model_name_or_path"], config["revision"]) == ("org/thing", first)
+
+
+def test_who_trains_all_weights_fetches_those_of_the_base_where_no_checkpoint_has_them(
+    store: Store, config: TrainConfig, tmp_path: Path
+) -> None:
+    lora = build(store, changed(config, "train", method="lora"), tmp_path / "lora").base
+    assert lora is not None
+    named = [
+        StoredFile(name=path.name, blob=put_blob(store, path).blob, size=path.stat().st_size)
+        for path in sorted(lora.iterdir())
+    ]
+    full = changed(config, "model", files=named, shape=None)
+    assert base_of(build(store, full, tmp_path / "first")) == {
+        path.name: path.read_bytes() for path in lora.iterdir()
+    }
+    fetched = fetch(store, full, tmp_path / "second")
+    assert fetched is not None and set(base_of(fetched)) == {"config.json"}
+    complete = with_weights(store, full, tmp_path / "second", fetched)
+    assert set(base_of(complete)) == {"config.json", "model.safetensors"}
+
+
+def test_a_resume_of_all_weights_does_without_those_of_the_base(tmp_path: Path, isolated: Path) -> None:
+    store, _ = run_with(
+        tmp_path, corpus_of(ANSWERED), model__shape=None, model__vocab_size=None, model__base="org/thing",
+        train__max_steps=2, data__max_length=256,
+    )  # fmt: skip
+    write_hub(isolated, "a" * 40, is_main=True)
+    done = run_box(tmp_path / "runs/one", tmp_path / "box")
+    assert done.returncode == 0, done.stderr
+    for weights in isolated.rglob("*.safetensors"):
+        weights.unlink()
+    again = run_box(tmp_path / "runs/one", tmp_path / "box")
+    assert again.returncode == 0, again.stderr
+    assert [event.data["resumed_from"] for event in read_journal(store) if event.kind == "started"] == [0, 2]
 
 
 # --- refused ----------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import random
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.trainer.dialogues import FAMILIES, dialogues, save
 from trainer.conversation import TEMPLATES, ChatTemplate, Conversation, Turn
-from trainer.dataset import TokenisedCorpus
+from trainer.dataset import TokenisedCorpus, token_type
+from trainer.encode import Encoder
 from trainer.errors import ConfigError
-from trainer.tokenize import Encoder, carry_template, load_tokeniser, train_tokeniser, write_corpus
+from trainer.tokenize import carry_template, load_tokeniser, train_tokeniser, write_corpus
 
 VICUNA = TEMPLATES["vicuna_v1.1"]
 
@@ -64,6 +68,27 @@ def test_what_is_learnt_is_the_answers_and_their_end_marks(family: str, template
         conversations, Encoder(tokeniser, template).encode(conversations), strict=True
     ):
         assert written(tokeniser, ids, flags) == answers(template, conversation)
+
+
+@every_family_of_lines
+def test_words_looked_up_one_by_one_are_the_tokens_of_the_whole_text(family: str) -> None:
+    tokeniser = copy.deepcopy(FAMILIES[family]())
+    tokeniser.add_tokens([AddedToken("<tool>", normalized=False)])
+    chance = random.Random(3)
+    blanks = [" ", "  ", "\n", "\t", "\r\n", "\xa0", "\u3000", "\u2581"]
+    bits = [*blanks, "a", "b c", "e\u0301", "中文", "don't", "12", "<tool>"]
+
+    def text() -> str:
+        return "".join(chance.choices(bits, k=chance.randint(1, 12)))
+
+    conversations = [
+        Conversation(str(n), (Turn("user", text()), Turn("assistant", text()))) for n in range(300)
+    ]
+    for conversation, (ids, _) in zip(
+        conversations, Encoder(tokeniser, VICUNA).encode(conversations), strict=True
+    ):
+        whole = "".join(segment.text for segment in VICUNA.render(conversation))
+        assert tokeniser(whole)["input_ids"] == ids.tolist()
 
 
 @every_family
@@ -189,6 +214,18 @@ def test_the_corpus_on_disk_is_what_was_encoded(tmp_path: Path) -> None:
     assert corpus.lengths.tolist() == [len(ids) for ids, _ in encoded]
     assert corpus.trained_counts.tolist() == [int(flags.sum()) for _, flags in encoded]
     assert (counts.tokens, counts.trained) == (corpus.lengths.sum(), corpus.trained_counts.sum())
+
+
+def test_tokens_of_two_bytes_and_of_four_are_read_alike(tmp_path: Path) -> None:
+    assert (token_type(1 << 16), token_type((1 << 16) + 1)) == (np.uint16, np.uint32)
+    encoder = Encoder(FAMILIES["byte-level"](), VICUNA)
+    counts = write_corpus(dialogues(20, spelled=False), encoder, 100_000, tmp_path)
+    tokens = np.fromfile(tmp_path / "tokens.bin", dtype=np.uint16)
+    assert len(tokens) == counts.tokens
+    few = TokenisedCorpus(tmp_path).batch(np.arange(20))
+    tokens.astype(np.uint32).tofile(tmp_path / "tokens.bin")
+    many = TokenisedCorpus(tmp_path).batch(np.arange(20))
+    assert few.input_ids.equal(many.input_ids) and few.targets.equal(many.targets)
 
 
 def test_a_long_conversation_is_cut_and_counted(tmp_path: Path) -> None:
