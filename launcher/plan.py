@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 from launcher.catalog import SOURCE, Price, offers
 from launcher.values import Gpus, Infra
@@ -32,19 +32,54 @@ _CORPUS_TOKENS = _CORPUS_CONVERSATIONS * 800
 _RESTART_S = {"local": 8.0, "cloud": 300.0}
 
 
+class Problem(NamedTuple):
+    """Something that keeps a plan from running, and what mends it. Each is one sentence."""
+
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.fix}"
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One place to run, with its price now."""
+    """One place to run one attempt, with its price and what the whole run is expected to cost there.
+
+    Names are SkyPilot's. Prices are of one machine with its accelerators; a run on several takes each as often.
+    """
 
     cloud: str
     region: str
+    """Of AWS, GCP, ...; a Slurm cluster, a Kubernetes context; "" lets SkyPilot choose."""
     zone: str
+    """A zone, a Slurm partition; "" lets SkyPilot choose."""
     instance: str
+    """Type of machine; "" lets SkyPilot choose one with the accelerator."""
     market: MarketName
-    usd_per_hour: float
-    on_demand_usd_per_hour: float
-    spot_usd_per_hour: float
+    usd_per_hour: float | None
+    """In this market; None where no price is known, as on one's own cluster."""
+    on_demand_usd_per_hour: float | None
+    spot_usd_per_hour: float | None
+    """None where there is no spot market."""
     price_source: str
+    """With its date, for people."""
+    accelerator: str = ""
+    """Name and count on one machine, e.g. "A100-80GB:8"; "" is a machine without one."""
+    life_s: float | None = None
+    """Expected seconds until the machine is taken away; None on demand."""
+    hours: float | None = None
+    """Expected from the request to the end of the run, if all of it were done here."""
+    preemptions: float = 0.0
+    """Expected in that time."""
+    usd: float | None = None
+    """Expected for all of the run and all of its machines; None where no price is known."""
+    reason: str = ""
+    """Why it stands where it stands, in words."""
+
+    @property
+    def place(self) -> str:
+        return "/".join(part for part in (self.cloud, self.region, self.zone) if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +114,25 @@ class Plan:
     method: str
     accelerator: str
     """SkyPilot name and count, or "CPU"."""
+    num_nodes: int
     cores: int
     candidates: tuple[Candidate, ...]
+    """The order to try them in: by expected dollars, places without a price first, as they were given."""
     parameters: float
     steps: int
     tokens: float
     corpus_tokens: int
     corpus_assumed: bool
     hours: float
-    usd_spot: float
-    usd_on_demand: float
+    usd_spot: float | None
+    """Of the best spot candidate; None where there is none with a price."""
+    usd_on_demand: float | None
+    """Of the best on-demand machine among the same places."""
     mtbf_s: float
     checkpoint_every_s: float
     notional: bool
-    problems: tuple[str, ...] = ()
-    risks: tuple[str, ...] = field(default=())
+    problems: tuple[Problem, ...] = ()
+    risks: tuple[str, ...] = ()
 
     @property
     def has_accelerator(self) -> bool:
@@ -127,6 +166,7 @@ def make_plan(request: TrainRequest) -> Plan:
         recipe=request.config.recipe,
         method=request.config.train.method,
         accelerator=accelerator or "CPU",
+        num_nodes=request.num_nodes,
         cores=request.cores,
         candidates=candidates,
         parameters=parameters,
@@ -135,8 +175,8 @@ def make_plan(request: TrainRequest) -> Plan:
         corpus_tokens=request.corpus_tokens or _CORPUS_TOKENS,
         corpus_assumed=request.corpus_tokens is None,
         hours=hours,
-        usd_spot=hours * overhead * min(c.spot_usd_per_hour for c in candidates) * request.num_nodes,
-        usd_on_demand=hours * min(c.on_demand_usd_per_hour for c in candidates) * request.num_nodes,
+        usd_spot=hours * overhead * min(c.spot_usd_per_hour or 0.0 for c in candidates) * request.num_nodes,
+        usd_on_demand=hours * min(c.on_demand_usd_per_hour or 0.0 for c in candidates) * request.num_nodes,
         mtbf_s=mtbf_s,
         checkpoint_every_s=min(
             math.sqrt(2 * ASSUMED_STALL_S * mtbf_s), request.config.checkpoint.max_interval_s
@@ -239,7 +279,9 @@ def _work(request: TrainRequest) -> tuple[int, float]:
     if not data.packing:
         rows = float(request.corpus_conversations or _CORPUS_CONVERSATIONS)
     per_step = train.global_batch_size
-    steps = train.max_steps if train.max_steps >= 0 else max(1, round(rows * train.num_train_epochs / per_step))
+    steps = (
+        train.max_steps if train.max_steps >= 0 else max(1, round(rows * train.num_train_epochs / per_step))
+    )
     return steps, steps * per_step * min(corpus / rows, data.max_length)
 
 
@@ -251,10 +293,10 @@ def _rate(accelerator: str, request: TrainRequest) -> float:
     return _PEAK_FLOPS.get(name, 100e12) * _GPU_UTILISATION * int(count or 1) * request.num_nodes
 
 
-def _problems(request: TrainRequest) -> list[str]:
+def _problems(request: TrainRequest) -> list[Problem]:
     """What has to be mended before this plan can run."""
     if not _is_local(request) and request.store.startswith("file:"):
-        return [f"the store {request.store} is on this machine: give --store s3://... or gs://..."]
+        return [Problem(f"the store {request.store} is on this machine", "give --store s3://... or gs://...")]
     return []
 
 

@@ -26,7 +26,7 @@ def plan_dict(plan: Plan) -> dict[str, Any]:
         "notional": plan.notional,
         "checkpoint_every_s": plan.checkpoint_every_s,
         "candidates": tree["candidates"],
-        "problems": list(plan.problems),
+        "problems": [problem._asdict() for problem in plan.problems],
         "risks": list(plan.risks),
     }
 
