@@ -21,8 +21,9 @@ from launcher.values import Gpus, Infra
 
 SKYPILOT_FOLDER = Path(".sky/catalogs/v8")
 """Below the home folder; SkyPilot 0.14.1, catalog/common.py."""
+# From github.com/skypilot-org/skypilot-catalog: the cheapest zone of each region for some kinds of machines.
 PACKAGED = Path(__file__).parent / "prices"
-PACKAGED_SOURCE = "skypilot-catalog v8, commits 00148f2a (aws) and 006059e0 (gcp), in this package"
+PACKAGED_SOURCE = "SkyPilot catalog v8, commits 00148f2a and 006059e0"
 PACKAGED_DATE = "late 2025"
 
 # Machines of one's own: no price, and SkyPilot has no list of their places here.
@@ -78,7 +79,7 @@ class Offer:
 class _Row(NamedTuple):
     instance: str
     accelerator: str
-    count: int
+    cards: int
     region: str
     zone: str
     price: float | None
@@ -122,7 +123,9 @@ class Catalog:
         if infra.cloud == "aws":
             rows = list(_with_zone_names(rows, path.parent))
         fitting = _enough(rows, gpus)
-        here = [row for row in fitting if infra.region in (None, row.region) and infra.zone in (None, row.zone)]
+        here = [
+            row for row in fitting if infra.region in (None, row.region) and infra.zone in (None, row.zone)
+        ]
         if not here:
             self._refuse_place(infra)
         return [
@@ -131,7 +134,7 @@ class Catalog:
                 row.region,
                 row.zone,
                 row.instance,
-                f"{row.accelerator}:{row.count}" if gpus else "",
+                f"{row.accelerator}:{row.cards}" if gpus else "",
                 row.price,
                 row.spot,
                 source,
@@ -140,12 +143,18 @@ class Catalog:
         ]
 
     def accelerators(self, clouds: Iterable[str]) -> list[str]:
-        """Names that these clouds sell. Reads their whole files: for messages alone."""
-        known = {row.accelerator for cloud in clouds for row in _rows(self._file(cloud)[0], "")}
-        return sorted(known - {""})
+        """Names that these clouds sell. Reads their whole files: for messages and proposals alone."""
+        return sorted({name for name, _ in self.machines(clouds)})
 
-    def source(self, cloud: str) -> Source:
-        return self._file(cloud)[1]
+    def machines(self, clouds: Iterable[str]) -> list[tuple[str, int]]:
+        """(accelerator, number on one machine) that these clouds sell; at the same cost."""
+        sold = [row for cloud in clouds if cloud not in OWN for row in _rows(self._file(cloud)[0], "")]
+        return sorted({(row.accelerator, row.cards) for row in sold if row.accelerator})
+
+    @property
+    def own_source(self) -> Source:
+        """Of machines that nobody sells."""
+        return Source("none: a cluster of your own", "undated")
 
     def _file(self, cloud: str) -> tuple[Path, Source]:
         path = self.folder / cloud / "vms.csv"
@@ -220,7 +229,7 @@ _COLUMNS = (
 
 def _with_hosts(rows: Sequence[_Row], path: Path) -> Iterator[_Row]:
     """GCP's accelerators with the price of the machine around them; without a host in the zone, none."""
-    wanted = {_gcp_host(row.accelerator, row.count) for row in rows if not row.instance} - {""}
+    wanted = {_gcp_host(row.accelerator, row.cards) for row in rows if not row.instance} - {""}
     # Hosts are few: one pass for all, by the family's first letters.
     families = {host.partition("-")[0] + "-" for host in wanted}
     hosts = {(row.instance, row.zone): row for family in families for row in _rows(path, family)}
@@ -228,7 +237,7 @@ def _with_hosts(rows: Sequence[_Row], path: Path) -> Iterator[_Row]:
         if row.instance:  # newer cards are listed with their machine
             yield row
             continue
-        host = hosts.get((_gcp_host(row.accelerator, row.count), row.zone))
+        host = hosts.get((_gcp_host(row.accelerator, row.cards), row.zone))
         if host is not None:
             price, spot = _sum(row.price, host.price), _sum(row.spot, host.spot)
             yield row._replace(instance=host.instance, price=price, spot=spot)
@@ -260,8 +269,8 @@ def _enough(rows: Sequence[_Row], gpus: Gpus | None) -> list[_Row]:
     """Rows with exactly the asked number of cards, else with the next larger one that is sold."""
     if gpus is None:
         return [row for row in rows if not row.accelerator]
-    counts = sorted({row.count for row in rows if row.accelerator == gpus.name and row.count >= gpus.number})
-    return [row for row in rows if row.accelerator == gpus.name and counts and row.count == counts[0]]
+    counts = sorted({row.cards for row in rows if row.accelerator == gpus.name and row.cards >= gpus.number})
+    return [row for row in rows if row.accelerator == gpus.name and counts and row.cards == counts[0]]
 
 
 def _cheapest_of_each_zone(rows: Sequence[_Row]) -> list[_Row]:

@@ -1,8 +1,8 @@
 """How long spot machines live, from public traces: what a plan assumes before a run has seen any preemption itself.
 
-Machine-hours and preemptions are counted in the traces of "Can't Be Late" (NSDI'24; github.com/skypilot-org/spot-traces,
-the first 60 % of each): V100 and K80 on AWS, October 2022 to August 2023. No newer card has a public trace, so these
-stand in for all and the plan says so; `--set checkpoint.mtbf_s=...` puts in what one knows better.
+Machine-hours and preemptions are counted in the traces of "Can't Be Late" (NSDI'24; skypilot-org/spot-traces on
+GitHub, the first 60 % of each): V100 and K80 on AWS, October 2022 to August 2023. No newer card has a public trace, so
+these stand in for all and the plan says so; `--set checkpoint.mtbf_s=...` puts in what one knows better.
 """
 
 from __future__ import annotations

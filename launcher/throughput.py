@@ -29,8 +29,8 @@ _CORE_FLOPS = 35e9
 
 
 def flops_per_token(shape: Shape, kind: methods.Kind, length: int) -> float:
-    """Of one training step: 6 a weight for all weights (forward 2, backward 4; Kaplan et al. 2020, section 2.1), 4 where
-    the base is frozen, and causal attention over half a row on average (Chowdhery et al. 2022, appendix B)."""
+    """Of one training step: 6 a weight (forward 2, backward 4; Kaplan et al. 2020, section 2.1), 4 where the base is
+    frozen, and causal attention over half a row on average (Chowdhery et al. 2022, appendix B)."""
     per_weight = 6.0 if kind == "full" else 4.0
     attention = 2.0 * per_weight * shape.layers * shape.heads * shape.head_dim * length / 2
     return per_weight * shape.parameters + attention
