@@ -51,8 +51,8 @@ def command(ctx: click.Context, /, dry_run: bool, detach: bool, yes: bool, **giv
     for note in notes:
         say(f"note: {note}")
     catalog = Catalog(Path(asked.catalog) if asked.catalog else None)
+    plan = make_plan(request, catalog)
     if dry_run:
-        plan = make_plan(request, catalog)
         say(plan_text(plan, launch_problems(request)))
         click.echo(render_train(plan, request), nl=False)
         return

@@ -17,7 +17,7 @@ from trainer.memory import Term, gib
 
 # Places shown to people; --json has all.
 _SHOWN = 8
-_NUMBERS = (3, 4)  # columns of places_table that hold numbers
+_NUMBERS = ("USD/H", "USD")
 
 
 def plan_dict(
@@ -95,13 +95,14 @@ def places_table(candidates: Sequence[Candidate]) -> Iterator[str]:
     ]
     # By hand: rich would double what a dry run costs.
     rows.insert(0, ("PLACE", "MACHINE", "MARKET", "USD/H", "USD", "WHY"))
-    wide = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [
-            cell.rjust(w) if i in _NUMBERS else cell.ljust(w)
-            for i, (cell, w) in enumerate(zip(row, wide, strict=True))
+    columns = [column for column in zip(*rows, strict=True) if {"", "-"} < {"", "-", *column[1:]}]
+    wide = [max(map(len, column)) for column in columns]
+    for cells in zip(*columns, strict=True):
+        padded = [
+            cell.rjust(width) if columns[index][0] in _NUMBERS else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(cells, wide, strict=True))
         ]
-        yield f"          {'  '.join(cells)}".rstrip()
+        yield f"          {'  '.join(padded)}".rstrip()
     if len(candidates) > _SHOWN:
         yield f"          and {len(candidates) - _SHOWN} more: --json lists all"
 
