@@ -127,7 +127,7 @@ class Catalog:
         here = [
             row for row in fitting if infra.region in (None, row.region) and infra.zone in (None, row.zone)
         ]
-        if not here:
+        if not here and infra.region:
             self._refuse_place(infra)
         return [
             Offer(
