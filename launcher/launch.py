@@ -56,13 +56,18 @@ class Launch:
 
 
 def difference(old: Launch, new: Launch) -> list[str]:
-    """What a second command would change in a run that exists; limits may change."""
-    before, after = asdict(old), asdict(new)
+    """What a second command would change in a run that exists. Limits may change, and so may prices and with them
+    the order of the places."""
+    before, after = ({**asdict(launch), "places": _places(launch)} for launch in (old, new))
     return [
         f"{name}: {before[name]} -> {after[name]}"
-        for name in ("cloud", "candidates", "market", "notice_s")
+        for name in ("cloud", "places", "market", "notice_s")
         if before[name] != after[name]
     ]
+
+
+def _places(launch: Launch) -> list[str]:
+    return sorted({f"{c.place} {c.instance} {c.accelerator} {c.market}" for c in launch.candidates})
 
 
 def to_event(plan: Plan, launch: Launch) -> dict[str, Any]:
@@ -82,7 +87,7 @@ def from_events(events: list[RunEvent]) -> Launch:
     raw = dict(created.data["plan"]["launch"])
     raw["candidates"] = tuple(Candidate(**candidate) for candidate in raw["candidates"])
     for candidate in raw["candidates"]:
-        if not _ZONE.fullmatch(candidate.zone):  # it becomes part of a path
+        if candidate.cloud == "local" and not _ZONE.fullmatch(candidate.zone):  # it becomes part of a path
             raise UsageError(f"{candidate.zone!r} in the journal of this run is no name of a zone")
     raw["market"] = MarketSettings(**{**raw["market"], "traces": tuple(raw["market"]["traces"])})
     for event in events:

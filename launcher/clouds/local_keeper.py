@@ -271,7 +271,7 @@ class Limits:
 
     def passed(self) -> bool:
         launch, now = self._launch, time.time()
-        spent = self._spent + (now - self._since) / 3600.0 * self._candidate.usd_per_hour
+        spent = self._spent + (now - self._since) / 3600.0 * (self._candidate.usd_per_hour or 0.0)
         if launch.max_cost_usd is not None and spent >= launch.max_cost_usd:
             self.reached = f"the budget of ${launch.max_cost_usd:g} is spent"
         if launch.deadline_s is not None and now - self._created >= launch.deadline_s:

@@ -33,10 +33,14 @@ def command(ctx: click.Context, /, dry_run: bool, detach: bool, yes: bool, **giv
     the SkyPilot task to stdout, without network and without writing anything.
     """
     from dataclasses import replace
+    from pathlib import Path
 
     from launcher import submit
+    from launcher.catalog import Catalog
     from launcher.follow import refuse_if_live, start_and_follow
+    from launcher.objections import launch_problems
     from launcher.plan import make_plan
+    from launcher.preflight import preflight, refuse
     from launcher.render import render_train
     from launcher.report.plan import plan_text
     from launcher.request import make_launch, make_request
@@ -46,9 +50,10 @@ def command(ctx: click.Context, /, dry_run: bool, detach: bool, yes: bool, **giv
     request, notes = make_request(asked)
     for note in notes:
         say(f"note: {note}")
-    plan = make_plan(request)
+    catalog = Catalog(Path(asked.catalog) if asked.catalog else None)
+    plan = make_plan(request, catalog)
     if dry_run:
-        say(plan_text(plan))
+        say(plan_text(plan, launch_problems(request)))
         click.echo(render_train(plan, request), nl=False)
         return
     submit.refuse_unsupported(request)
@@ -60,8 +65,9 @@ def command(ctx: click.Context, /, dry_run: bool, detach: bool, yes: bool, **giv
     if held_out:
         submit.count_corpus(held_out)
     request = replace(request, corpus_tokens=count.tokens, corpus_conversations=count.conversations)
-    plan = make_plan(request)
+    plan = make_plan(request, catalog)
     say(plan_text(plan))
+    refuse(preflight(request, plan, [*train, *held_out]))
     _agree(plan, yes)
     submit.create(request, plan, make_launch(asked, plan), train, held_out)
     start_and_follow(ctx, request.store, request.name, detach=detach)
@@ -69,7 +75,6 @@ def command(ctx: click.Context, /, dry_run: bool, detach: bool, yes: bool, **giv
 
 def _agree(plan: Plan, yes: bool) -> None:
     """Ask only where it costs money."""
-    if plan.notional:
-        return
-    usd = plan.usd_spot if plan.market == "spot" else plan.usd_on_demand
-    confirm(f"Spend about ${usd:,.2f}?", yes=yes)
+    usd = plan.candidates[0].usd
+    if not plan.notional and usd is not None:
+        confirm(f"Spend about ${usd:,.2f}?", yes=yes)
