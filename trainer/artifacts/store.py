@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 from urllib.parse import unquote
@@ -90,7 +91,10 @@ class LeavesTraces(Protocol):
 
 
 def open_store(uri: str) -> Store:
-    """The store at `file:///absolute/path` or at a plain path. Nothing is created before the first write."""
+    """The store at `s3://bucket/prefix`, `gs://bucket/prefix`, `file:///absolute/path` or a plain path.
+
+    Nothing is asked for over the network, and nothing is created, before the first use.
+    """
     from trainer.artifacts.local import LocalStore
 
     scheme, separator, rest = uri.partition("://")
@@ -105,11 +109,28 @@ def open_store(uri: str) -> Store:
                 f"{uri} does not name an absolute path", hint="write it as file:///absolute/path"
             )
         return LocalStore(Path(path))
-    if scheme in ("s3", "gs"):
-        raise NotReady(f"{uri}: object stores arrive with the next part", hint="use a directory for now")
+    if scheme in ("s3", "s3+single-writer"):
+        _require("s3", "boto3", uri)
+        from trainer.artifacts.s3 import S3Store
+
+        return S3Store(uri)
+    if scheme == "gs":
+        _require("gcs", "google.cloud.storage", uri)
+        from trainer.artifacts.gcs import GCSStore
+
+        return GCSStore(uri)
     raise UsageError(
-        f"{uri}: unknown kind of store {scheme}://", hint="use a directory or file:///absolute/path"
+        f"{uri}: unknown kind of store {scheme}://", hint="use s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or a directory"
     )
+
+
+def _require(extra: str, module: str, uri: str) -> None:
+    try:
+        missing = find_spec(module) is None
+    except ModuleNotFoundError:  # the package above it is not there
+        missing = True
+    if missing:
+        raise NotReady(f"{uri} needs {module}, which is not installed", hint=f"pip install 'vlaunch[{extra}]'")
 
 
 def join_uri(uri: str, *parts: str) -> str:
@@ -130,6 +151,11 @@ def check_prefix(prefix: str) -> None:
     """Refuse a listing prefix that would leave the store's root; "" and "folder/" are fine."""
     if prefix and (problem := _problem(prefix + "x" if prefix.endswith("/") else prefix)):
         raise StoreError(f"refused the prefix {prefix!r}: {problem}", hint="it is the beginning of a key")
+
+
+def is_key(name: str) -> bool:
+    """Could this be a key? A bucket may hold other things too, which no listing shows."""
+    return _problem(name) is None
 
 
 def _problem(key: str) -> str | None:
