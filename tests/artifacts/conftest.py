@@ -10,7 +10,8 @@ import pytest
 
 from tests.artifacts import servers
 from tests.artifacts.fault_proxy import FaultProxy
-from trainer.artifacts.bucket import BucketStore, Patience
+from trainer.artifacts.bucket import BucketStore
+from trainer.artifacts.patience import Patience
 
 pytest.register_assert_rewrite("tests.artifacts.conformance")
 

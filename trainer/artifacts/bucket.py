@@ -4,29 +4,24 @@ A service's class (s3.py, gcs.py) makes single requests and judges its errors. H
 that can help; what then still fails becomes one sentence with a hint. Sentences are made of our own words, the
 status and the service's error code, never of an exception's text: that may quote signed URLs and upload sessions.
 
-Clients are made per process: a trainer forks its ranks after it has used the store, and two processes on one
-connection would read each other's replies.
-
 Memory: files go in parts, WORKERS at a time, each part as a stream. See docs/decisions/012 for what that costs.
 """
 
 from __future__ import annotations
 
 import builtins
-import os
-import random
 import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from trainer.artifacts.connections import in_parallel
+from trainer.artifacts.patience import Fault, Kind, Patience, Tries
 from trainer.artifacts.slices import Slice, arriving, opened, write_at
 from trainer.artifacts.store import Entry, check_key, check_prefix, is_key
 from trainer.errors import CorruptObject, MissingKey, StoreError, StoreRefused, UsageError
@@ -38,45 +33,7 @@ PART = 32 * MIB
 """Bytes of one part of a file. Smaller parts cost more requests (S3: $0.005 per thousand), larger ones lose more
 work to a broken connection and leave connections idle at the end of a file."""
 
-WORKERS = 8
-"""Parts under way at once; one connection to S3 or GCS carries roughly 100 MB/s at best."""
-
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,221}")  # the longest are those of GCS; S3 refuses more by itself
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long one request may take, and how long a store that fails is asked again."""
-
-    connect_s: float = 5.0
-    answer_s: float = 20.0  # between two bytes of a reply; boto3 and GCS would wait for 60
-    tries: int = 4  # at least so many, however long they took
-    budget_s: float = 30.0  # and more of them while the first failure is not longer ago than this
-    first_wait_s: float = 0.2
-    longest_wait_s: float = 5.0
-
-
-class Kind(Enum):
-    """What a failed request means for the one who made it."""
-
-    ABSENT = "there is no such object"
-    EXISTS = "there is an object already, and it was to be created"
-    CORRUPT = "the bytes do not match the service's own checksum"
-    REFUSED = "nobody but the user can change it: credentials, permissions, the bucket"
-    FAILED = "anything else"
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One failed request in words."""
-
-    kind: Kind
-    said: str
-    hint: str | None = None
-    again: bool = False  # the same request may succeed in a moment
-    most_tries: int = 1_000_000
-    wait_s: float = 0.0  # what the service asked for
-    new_client: bool = False  # the next request reads the credentials again
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +61,9 @@ class TooShort(Exception):
     """A reply ended before its time; the rest is asked for."""
 
 
+_PATIENCE = Patience()
+
+
 class BucketStore(ABC):
     """A prefix of a bucket as a store. Safe for any number of threads, processes and machines; can be pickled.
 
@@ -112,20 +72,21 @@ class BucketStore(ABC):
 
     service: str  # for messages
 
-    def __init__(self, uri: str, patience: Patience = Patience()) -> None:
+    def __init__(self, uri: str, patience: Patience = _PATIENCE, part: int = PART) -> None:
         self.uri = uri.rstrip("/")
-        self.patience = patience
+        self.patience, self.part = patience, part
         self.scheme, _, rest = self.uri.partition("://")
         self.bucket, _, prefix = rest.partition("/")
         self.single_writer = self.scheme.endswith("+single-writer")
         if not _BUCKET.fullmatch(self.bucket):
-            raise UsageError(f"{uri}: {self.bucket!r} cannot be a bucket", hint=f"write {self.scheme}://BUCKET/FOLDER")
+            said = f"{uri}: {self.bucket!r} cannot be a bucket"
+            raise UsageError(said, hint=f"write {self.scheme}://BUCKET/FOLDER")
         if prefix:
             check_key(prefix)
         self.root = prefix + "/" if prefix else ""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.uri, self.patience)
+        return type(self), (self.uri, self.patience, self.part)
 
     def put_new(self, key: str, data: bytes) -> bool:
         name = self._name(key)
@@ -147,7 +108,7 @@ class BucketStore(ABC):
         with opened(path) as whole:
             if not len(whole):
                 self._ask("write", key, lambda: self._replace(name, b""))
-            elif len(whole) <= PART:
+            elif len(whole) <= self.part:
                 self._ask("write", key, lambda: self._send(name, whole.again()))
             else:
                 self._send_parts(key, name, whole)
@@ -162,7 +123,7 @@ class BucketStore(ABC):
         if found is None:
             raise self._missing(key)
         with arriving(path, found.size) as whole:
-            in_parallel([partial(self._fetch, key, found, part) for part in whole.parts(PART)])
+            in_parallel([partial(self._fetch, key, found, part) for part in whole.parts(self.part)])
 
     def size(self, key: str) -> int | None:
         name = self._name(key)
@@ -185,7 +146,7 @@ class BucketStore(ABC):
     def children(self, prefix: str = "") -> builtins.list[str]:
         check_prefix(prefix)
         above = self.root + prefix[: prefix.rfind("/") + 1]
-        names = set()
+        names: set[str] = set()
         for page in self._pages(self.root + prefix, "", "/"):
             names.update(name.removeprefix(above) for name, _, _ in page.objects)
             names.update(folder.removeprefix(above).rstrip("/") for folder in page.folders)
@@ -248,7 +209,8 @@ class BucketStore(ABC):
         check_key(key)
         name = self.root + key
         if len(name.encode()) > 1024:
-            raise StoreError(f"refused the key {key!r}: with {self.uri} before it, it is too long", hint="use a shorter prefix")
+            said = f"refused the key {key!r}: with {self.uri} before it, it is too long"
+            raise StoreError(said, hint="use a shorter prefix")
         return name
 
     def _holds(self, key: str, data: bytes) -> bool | None:
@@ -279,30 +241,37 @@ class BucketStore(ABC):
                 return
 
     def _fetch(self, key: str, found: Found, target: Slice) -> None:
-        """Fill one part of a local file. What has arrived is not asked for again."""
-        at = target.start
+        """Fill one part of a local file. What has arrived is not asked for again, unless it arrived damaged."""
+        at = reached = target.start
 
         def write(piece: bytes) -> None:
-            nonlocal at
+            nonlocal at, reached
             if at + len(piece) > target.stop:
                 raise TooShort  # longer than asked for: what comes is not what was meant
             write_at(target, piece, at)
             at += len(piece)
+            reached = max(reached, at)
 
         def rest() -> None:
-            self._read_range(self._name(key), found, at, target.stop, write)
+            nonlocal at
+            try:
+                self._read_range(self._name(key), found, at, target.stop, write)
+            except Exception as error:
+                if (fault := self._judge(error)) and fault.kind is Kind.CORRUPT:
+                    at = target.start
+                raise
             if at < target.stop:
                 raise TooShort
 
         try:
-            self._ask("read", key, rest, progress=lambda: at)
+            self._ask("read", key, rest, progress=lambda: reached)
         except Changed:
             said = f"{key} was replaced in {self.uri} while it was read"
             raise StoreError(said, hint="read it again") from None
 
     def _ask(self, doing: str, key: str, request: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
         """Make a request until it succeeds or patience ends. Progress made since a failure forgives it."""
-        tries = _Tries(self.patience)
+        tries = Tries(self.patience)
         while True:
             try:
                 return request()
@@ -339,59 +308,3 @@ class _Exists(StoreError):
 _WHERE = {"read": "from", "write": "to", "create": "in", "list": "in", "delete": "from", "sweep": "in"}
 
 _UNORDERED = "S3 directory buckets do not: use a general purpose bucket"
-
-
-class _Tries:
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
-        self._failed, self._since, self._progress = 0, 0.0, 0
-
-    def pause(self, fault: Fault, progress: int) -> float | None:
-        """Seconds until the next try; None if there is to be none."""
-        now = time.monotonic()
-        if progress != self._progress or not self._failed:
-            self._failed, self._since, self._progress = 0, now, progress
-        self._failed += 1
-        if not fault.again or self._failed >= fault.most_tries:
-            return None
-        patience = self._patience
-        longest = min(patience.longest_wait_s, patience.first_wait_s * 2.0 ** min(self._failed - 1, 30))
-        # Half of it by chance: many ranks fail in the same moment, and must not come back in the same moment.
-        pause = max(random.uniform(longest / 2, longest), min(fault.wait_s, patience.longest_wait_s))
-        over = now + pause - self._since > patience.budget_s
-        return None if self._failed >= patience.tries and over else pause
-
-
-def in_parallel(jobs: Sequence[Callable[[], T]]) -> list[T]:
-    """Results in order. The first failure stops what has not begun, and is raised when the rest has ended."""
-    if len(jobs) < 2:
-        return [job() for job in jobs]
-    with ThreadPoolExecutor(min(WORKERS, len(jobs))) as pool:
-        futures = [pool.submit(job) for job in jobs]
-        done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in waiting:
-            future.cancel()
-        for future in done:
-            future.result()
-        return [future.result() for future in futures]
-
-
-_clients: dict[tuple[object, ...], Any] = {}
-
-
-def client_of_this_process(service: str, variables: tuple[str, ...], make: Callable[[], Any], patience: Patience) -> Any:
-    """One client per process and environment. Without a lock, which a fork could copy while it is held."""
-    key = _client_key(service, variables, patience)
-    client = _clients.get(key)
-    if client is None:
-        client = _clients.setdefault(key, make())
-    return client
-
-
-def forget_client(service: str, variables: tuple[str, ...], patience: Patience) -> None:
-    _clients.pop(_client_key(service, variables, patience), None)
-
-
-def _client_key(service: str, variables: tuple[str, ...], patience: Patience) -> tuple[object, ...]:
-    chosen = sorted((name, value) for name, value in os.environ.items() if name.startswith(variables))
-    return service, os.getpid(), patience, *chosen

@@ -19,19 +19,10 @@ from typing import Any
 from google.api_core import exceptions as broken
 from google.cloud import storage
 
-from trainer.artifacts.bucket import (
-    MIB,
-    PART,
-    BucketStore,
-    Changed,
-    Fault,
-    Found,
-    Page,
-    client_of_this_process,
-    forget_client,
-    in_parallel,
-)
+from trainer.artifacts.bucket import MIB, BucketStore, Changed, Found, Page
+from trainer.artifacts.connections import client_of_this_process, forget_client, in_parallel
 from trainer.artifacts.gcs_faults import judge
+from trainer.artifacts.patience import Fault
 from trainer.artifacts.slices import Slice
 from trainer.artifacts.store import TEMPORARY
 from trainer.errors import StoreError
@@ -83,7 +74,7 @@ class GCSStore(BucketStore):
         )
 
     def _send_parts(self, key: str, name: str, content: Slice) -> None:
-        size = max(PART, -(-len(content) // (_MOST_PARTS * MIB)) * MIB)
+        size = max(self.part, -(-len(content) // (_MOST_PARTS * MIB)) * MIB)
         parts = content.parts(size)
         folder = f"{self.root}{TEMPORARY}/{secrets.token_hex(8)}"
         names = [f"{folder}-{number:02d}" for number in range(len(parts))]
@@ -130,7 +121,11 @@ class GCSStore(BucketStore):
                 part = {"checksum": None, "start": at, "end": end - 1}
             try:
                 piece = self._bucket.blob(name).download_as_bytes(
-                    if_generation_match=found.version, raw_download=True, single_shot_download=True, **part, **self._once
+                    if_generation_match=found.version,
+                    raw_download=True,
+                    single_shot_download=True,
+                    **part,
+                    **self._once,
                 )
             except broken.PreconditionFailed:
                 raise Changed from None

@@ -14,7 +14,7 @@ from google.api_core import exceptions as broken
 from google.auth import exceptions as auth
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
-from trainer.artifacts.bucket import Fault, Kind
+from trainer.artifacts.patience import Fault, Kind
 
 _AGAIN = {408, 409, 429, 500, 502, 503, 504}
 _GIVE = "set GOOGLE_APPLICATION_CREDENTIALS to a key file, or: gcloud auth application-default login"
@@ -67,7 +67,8 @@ def _answered(status: int, reasons: set[str], text: str, bucket: str) -> Fault:
 
 def _not_authenticated(error: auth.GoogleAuthError) -> Fault:
     if isinstance(error, auth.DefaultCredentialsError):
-        return Fault(Kind.REFUSED, "no Google credentials were found, or they are no credentials", _GIVE, new_client=True)
+        said = "no Google credentials were found, or they are no credentials"
+        return Fault(Kind.REFUSED, said, _GIVE, new_client=True)
     if isinstance(error, auth.TransportError):
         return Fault(Kind.FAILED, "the credentials cannot be fetched", _ENDPOINT, again=True)
     text = str(error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from email.utils import parsedate_to_datetime
 from functools import partial
 from importlib.util import find_spec
@@ -19,18 +19,9 @@ import boto3.session
 from botocore import exceptions as broken
 from botocore.config import Config
 
-from trainer.artifacts.bucket import (
-    MIB,
-    PART,
-    BucketStore,
-    Changed,
-    Fault,
-    Found,
-    Page,
-    client_of_this_process,
-    forget_client,
-    in_parallel,
-)
+from trainer.artifacts.bucket import MIB, BucketStore, Changed, Found, Page
+from trainer.artifacts.connections import client_of_this_process, forget_client, in_parallel
+from trainer.artifacts.patience import Fault
 from trainer.artifacts.s3_faults import code_of, judge, status_of
 from trainer.artifacts.slices import Slice
 from trainer.errors import StoreError, StoreRefused
@@ -124,7 +115,7 @@ class S3Store(BucketStore):
         mark = secrets.token_hex(8)
         upload = self._ask("write", key, lambda: self._begin(name, mark))
         try:
-            size = max(PART, -(-len(content) // (_MOST_PARTS * MIB)) * MIB)
+            size = max(self.part, -(-len(content) // (_MOST_PARTS * MIB)) * MIB)
             jobs = [
                 partial(self._ask, "write", key, partial(self._send_part, name, upload, number, part))
                 for number, part in enumerate(content.parts(size), 1)
@@ -155,8 +146,8 @@ class S3Store(BucketStore):
             ContentLength=len(part),
             **_checksum(client),
         )
-        sums = {field: value for field, value in sent.items() if field.startswith("Checksum") and field != "ChecksumType"}
-        return {"PartNumber": number, "ETag": sent["ETag"], **sums}
+        sums = {f"Checksum{kind}" for kind in ("CRC32", "CRC32C")} & sent.keys()
+        return {"PartNumber": number, "ETag": sent["ETag"], **{name: sent[name] for name in sums}}
 
     def _complete(self, name: str, upload: str, mark: str, parts: list[dict[str, Any]]) -> None:
         try:
@@ -172,7 +163,8 @@ class S3Store(BucketStore):
                 raise
 
     def _read(self, name: str) -> bytes:
-        with self._client.get_object(Bucket=self.bucket, Key=name)["Body"] as body:
+        # Not `with body`: that is the bare connection, without checksum and length.
+        with closing(self._client.get_object(Bucket=self.bucket, Key=name)["Body"]) as body:
             data: bytes = body.read()
             return data
 
@@ -180,7 +172,7 @@ class S3Store(BucketStore):
         # All of it without a range: then the service's checksum of the object is verified too.
         wanted = {} if (start, stop) == (0, found.size) else {"Range": f"bytes={start}-{stop - 1}"}
         reply = self._client.get_object(Bucket=self.bucket, Key=name, **wanted)
-        with reply["Body"] as body:
+        with closing(reply["Body"]) as body:
             if reply["ETag"] != found.version:
                 raise Changed
             while piece := body.read(_PIECE):
@@ -203,7 +195,7 @@ class S3Store(BucketStore):
         given = {name: value for name, value in wanted.items() if value}
         page = self._client.list_objects_v2(Bucket=self.bucket, Prefix=prefix, **given)
         return Page(
-            objects=[(found["Key"], found["Size"], found["LastModified"].timestamp()) for found in page.get("Contents", [])],
+            objects=[(one["Key"], one["Size"], one["LastModified"].timestamp()) for one in page.get("Contents", [])],
             folders=[found["Prefix"] for found in page.get("CommonPrefixes", [])],
             token=page.get("NextContinuationToken"),
         )
@@ -226,4 +218,5 @@ class S3Store(BucketStore):
 
 def _checksum(client: Any) -> dict[str, str]:
     """Computed by boto3 while it sends. Not where AWS_REQUEST_CHECKSUM_CALCULATION says that a server takes none."""
-    return {} if client.meta.config.request_checksum_calculation == "when_required" else {"ChecksumAlgorithm": _CHECKSUM}
+    none = client.meta.config.request_checksum_calculation == "when_required"
+    return {} if none else {"ChecksumAlgorithm": _CHECKSUM}

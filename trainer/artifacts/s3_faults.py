@@ -6,13 +6,16 @@ Of a reply only status, code and region are repeated, never its text: some serve
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+import urllib3
 from botocore import exceptions as broken
+from botocore.parsers import ResponseParserError
 
-from trainer.artifacts.bucket import Fault, Kind
+from trainer.artifacts.patience import Fault, Kind
 from trainer.errors import StoreError
 
 # 409: another request for the same key is under way. 400: what was sent did not arrive as it was sent.
@@ -31,32 +34,38 @@ _GIVE = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use
 _RENEW = "renew them (aws sso login, or new keys in ~/.aws); a run that goes on reads them again by itself"
 _ALONE = "use another store; or, if never two machines write at once, s3+single-writer:// in place of s3://"
 _ENDPOINT = "is the network up, and is AWS_ENDPOINT_URL right?"
+_TRUSTED = "is its certificate valid? AWS_CA_BUNDLE names another authority"
+
+
+def _user(said: str, hint: str) -> Fault:
+    """Only the user can change it; whoever asks again later reads the credentials again."""
+    return Fault(Kind.REFUSED, said, hint, new_client=True)
+
+
+def _passing(said: str, hint: str | None = None) -> Fault:
+    return Fault(Kind.FAILED, said, hint, again=True)
+
+
+def _thrice(fault: Fault) -> Fault:
+    return replace(fault, again=True, most_tries=3)
+
 
 # By class; the first that fits. Their texts quote URLs, so none is repeated.
-_BROKEN: tuple[tuple[type[Exception], Fault], ...] = (
+_BROKEN: tuple[tuple[tuple[type[Exception], ...], Fault], ...] = (
     # A machine asks for its role over the network and waits for one second: that may well fail once.
-    (
-        broken.NoCredentialsError,
-        Fault(Kind.REFUSED, "no AWS credentials were found", _GIVE, again=True, most_tries=3, new_client=True),
-    ),
-    (
-        broken.CredentialRetrievalError,
-        Fault(Kind.REFUSED, "the AWS credentials cannot be fetched", _RENEW, again=True, most_tries=3, new_client=True),
-    ),
-    (broken.PartialCredentialsError, Fault(Kind.REFUSED, "the AWS credentials are incomplete", _GIVE, new_client=True)),
-    (broken.ProfileNotFound, Fault(Kind.REFUSED, "there is no such AWS_PROFILE", "aws configure list-profiles names all")),
-    (broken.SSOError, Fault(Kind.REFUSED, "the AWS session has ended", _RENEW, new_client=True)),
-    (broken.LoginError, Fault(Kind.REFUSED, "the AWS session has ended", _RENEW, new_client=True)),
-    (broken.TokenRetrievalError, Fault(Kind.REFUSED, "the AWS session has ended", _RENEW, new_client=True)),
-    (broken.FlexibleChecksumError, Fault(Kind.CORRUPT, "the bytes do not match the service's checksum", again=True, most_tries=3)),
-    (broken.ConnectTimeoutError, Fault(Kind.FAILED, "it cannot be reached in time", _ENDPOINT, again=True)),
-    (broken.ReadTimeoutError, Fault(Kind.FAILED, "no answer in time", again=True)),
-    (broken.SSLError, Fault(Kind.FAILED, "no trusted connection", "is its certificate valid? AWS_CA_BUNDLE names another authority", again=True, most_tries=3)),
-    (broken.ConnectionError, Fault(Kind.FAILED, "it cannot be reached", _ENDPOINT, again=True)),
-    (broken.HTTPClientError, Fault(Kind.FAILED, "the connection broke", again=True)),
-    (broken.IncompleteReadError, Fault(Kind.FAILED, "the reply was cut off", again=True)),
-    (OSError, Fault(Kind.FAILED, "the connection broke", again=True)),
-)  # fmt: skip
+    ((broken.NoCredentialsError,), _thrice(_user("no AWS credentials were found", _GIVE))),
+    ((broken.CredentialRetrievalError,), _thrice(_user("the AWS credentials cannot be fetched", _RENEW))),
+    ((broken.PartialCredentialsError,), _user("the AWS credentials are incomplete", _GIVE)),
+    ((broken.ProfileNotFound,), _user("there is no such AWS_PROFILE", "aws configure list-profiles names all")),
+    ((broken.SSOError, broken.LoginError, broken.TokenRetrievalError), _user("the AWS session has ended", _RENEW)),
+    ((broken.FlexibleChecksumError,), _thrice(Fault(Kind.CORRUPT, "the bytes do not match the service's checksum"))),
+    ((broken.ConnectTimeoutError,), _passing("it cannot be reached in time", _ENDPOINT)),
+    ((broken.ReadTimeoutError,), _passing("no answer in time")),
+    ((broken.SSLError,), _thrice(_passing("no trusted connection", _TRUSTED))),
+    ((broken.ConnectionError,), _passing("it cannot be reached", _ENDPOINT)),
+    ((broken.IncompleteReadError, ResponseParserError), _passing("the reply was cut off")),
+    ((broken.HTTPClientError, urllib3.exceptions.HTTPError, OSError), _passing("the connection broke")),
+)
 
 
 def judge(error: Exception, bucket: str, endpoint: str) -> Fault | None:
@@ -66,8 +75,8 @@ def judge(error: Exception, bucket: str, endpoint: str) -> Fault | None:
     inner = getattr(error, "kwargs", {}).get("error")
     if isinstance(inner, StoreError):  # raised by the file that was being sent
         return Fault(Kind.FAILED, inner.message, inner.hint)
-    for kind, fault in _BROKEN:
-        if isinstance(error, kind):
+    for kinds, fault in _BROKEN:
+        if isinstance(error, kinds):
             return fault
     if isinstance(error, broken.ParamValidationError):
         return Fault(Kind.REFUSED, f"{bucket!r} cannot be a bucket", "look at the name in --store")

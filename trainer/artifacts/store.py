@@ -10,12 +10,11 @@ from __future__ import annotations
 import builtins
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 from urllib.parse import unquote
 
-from trainer.errors import NotReady, StoreError, UsageError
+from trainer.errors import StoreError, UsageError
 
 TEMPORARY = ".tmp"
 """Folder of unfinished writes in a directory store; a key may not pass through it."""
@@ -110,27 +109,16 @@ def open_store(uri: str) -> Store:
             )
         return LocalStore(Path(path))
     if scheme in ("s3", "s3+single-writer"):
-        _require("s3", "boto3", uri)
         from trainer.artifacts.s3 import S3Store
 
         return S3Store(uri)
     if scheme == "gs":
-        _require("gcs", "google.cloud.storage", uri)
         from trainer.artifacts.gcs import GCSStore
 
         return GCSStore(uri)
     raise UsageError(
         f"{uri}: unknown kind of store {scheme}://", hint="use s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or a directory"
     )
-
-
-def _require(extra: str, module: str, uri: str) -> None:
-    try:
-        missing = find_spec(module) is None
-    except ModuleNotFoundError:  # the package above it is not there
-        missing = True
-    if missing:
-        raise NotReady(f"{uri} needs {module}, which is not installed", hint=f"pip install 'vlaunch[{extra}]'")
 
 
 def join_uri(uri: str, *parts: str) -> str:
