@@ -54,7 +54,7 @@ def test_put_replaces(store: Store) -> None:
     assert not store.put_new("hint", b"newest") and store.get("hint") == b"newer"
 
 
-@pytest.mark.parametrize("size", [0, 1, 300_000])
+@pytest.mark.parametrize("size", [0, 1, 350_000])
 def test_files_come_back_as_they_were(store: Store, tmp_path: Path, size: int) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(os.urandom(size))

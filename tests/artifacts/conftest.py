@@ -21,6 +21,9 @@ QUICK = Patience(connect_s=2, answer_s=10, tries=30, budget_s=0, first_wait_s=0.
 ONCE = Patience(connect_s=2, answer_s=10, tries=1, budget_s=0)
 """No second try: every trouble reaches the caller."""
 
+PART = 100_000
+"""Bytes: a file of the tests that is not tiny goes in several parts."""
+
 KEY_ID, SECRET = "AKIAOFTHETESTS000000", "secret+of/the+tests/0123456789abcdefghij"
 
 Bucket = Callable[..., BucketStore]
@@ -54,9 +57,9 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
 
-    def fresh(patience: Patience = QUICK, endpoint: str = s3_server) -> BucketStore:
+    def fresh(patience: Patience = QUICK, endpoint: str = s3_server, part: int = PART) -> BucketStore:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        return S3Store(f"s3://{servers.BUCKET}/{secrets.token_hex(6)}", patience)
+        return S3Store(f"s3://{servers.BUCKET}/{secrets.token_hex(6)}", patience, part)
 
     return fresh
 
@@ -66,9 +69,9 @@ def gcs(gcs_server: str, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """gcs(patience, endpoint): the same on GCS."""
     from trainer.artifacts.gcs import GCSStore
 
-    def fresh(patience: Patience = QUICK, endpoint: str = gcs_server) -> BucketStore:
+    def fresh(patience: Patience = QUICK, endpoint: str = gcs_server, part: int = PART) -> BucketStore:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
-        return GCSStore(f"gs://{servers.BUCKET}/{secrets.token_hex(6)}", patience)
+        return GCSStore(f"gs://{servers.BUCKET}/{secrets.token_hex(6)}", patience, part)
 
     return fresh
 

@@ -86,6 +86,10 @@ class Sometimes:
         return self._random.choice(self._troubles) if self._random.random() < self._share else None
 
 
+def all_well(request: Request) -> None:
+    """No trouble."""
+
+
 def always(what: Trouble | Answer, method: str = ".", path: str = ".") -> Plan:
     """The same for every request that matches."""
     return lambda r: what if re.match(method, r.method) and re.search(path, r.path) else None
@@ -95,7 +99,7 @@ class FaultProxy:
     """Hands requests on to `upstream`; `plan` may be changed at any time, `requests` is what came."""
 
     def __init__(self, upstream: str) -> None:
-        self.plan: Plan = lambda request: None
+        self.plan: Plan = all_well
         self.requests: list[Request] = []
         self.troubles = 0
         self._upstream = urlsplit(upstream).netloc
@@ -239,7 +243,10 @@ class _Talk:
         self.client, self.server = _Side(client), _Side(server)
 
     def say(self, answer: Answer, method: str) -> bool:
-        headers = {"Content-Type": "application/xml", "Content-Length": str(len(answer.body.encode()))} | answer.headers
+        headers = {
+            "Content-Type": "application/xml",
+            "Content-Length": str(len(answer.body.encode())),
+        } | answer.headers
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         body = "" if method == "HEAD" else answer.body
         self.client.socket.sendall(f"HTTP/1.1 {answer.status} X\r\n{lines}\r\n{body}".encode())

@@ -7,6 +7,7 @@ checks credentials or checksums: for that there is radosgw, in tests/e2e.
 from __future__ import annotations
 
 import http.client
+import os
 import platform
 import socket
 import subprocess
@@ -32,7 +33,11 @@ server.serve_forever()
 def moto() -> Iterator[str]:
     """The URL of an S3 server with one bucket."""
     command = [sys.executable, "-c", MOTO]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+    # S3 and moto want parts of 5 MiB at least; small ones make tests with many of them cheap.
+    environment = os.environ | {"S3_UPLOAD_PART_MIN_SIZE": "1"}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as server:
         assert server.stdout
         try:
             port = int(server.stdout.readline())

@@ -28,7 +28,9 @@ BAD_WEATHER = [
 
 @pytest.fixture(params=["directory", "memory", "s3", "gcs", "s3 in bad weather", "gcs in bad weather"])
 def store(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, proxies: Callable[[str], FaultProxy]
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    proxies: Callable[[str], FaultProxy],
 ) -> Store:
     if request.param == "directory":
         return LocalStore(tmp_path_factory.mktemp("store"))

@@ -33,7 +33,9 @@ PART = 32 * MIB
 """Bytes of one part of a file. Smaller parts cost more requests (S3: $0.005 per thousand), larger ones lose more
 work to a broken connection and leave connections idle at the end of a file."""
 
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,221}")  # the longest are those of GCS; S3 refuses more by itself
+_BUCKET = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]{1,221}"
+)  # the longest are those of GCS; S3 refuses more by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +186,9 @@ class BucketStore(ABC):
     def _read(self, name: str) -> bytes: ...
 
     @abstractmethod
-    def _read_range(self, name: str, found: Found, start: int, stop: int, write: Callable[[bytes], object]) -> None:
+    def _read_range(
+        self, name: str, found: Found, start: int, stop: int, write: Callable[[bytes], object]
+    ) -> None:
         """Hand the bytes from start to stop to `write`, piece by piece. Changed if it is another object now."""
 
     @abstractmethod
@@ -269,7 +273,9 @@ class BucketStore(ABC):
             said = f"{key} was replaced in {self.uri} while it was read"
             raise StoreError(said, hint="read it again") from None
 
-    def _ask(self, doing: str, key: str, request: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
+    def _ask(
+        self, doing: str, key: str, request: Callable[[], T], progress: Callable[[], int] = lambda: 0
+    ) -> T:
         """Make a request until it succeeds or patience ends. Progress made since a failure forgives it."""
         tries = Tries(self.patience)
         while True:

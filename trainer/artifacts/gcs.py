@@ -39,7 +39,9 @@ class GCSStore(BucketStore):
     @property
     def _client(self) -> Any:
         # Objects belong to a bucket, so no project is needed; without a name, the library looks for one and fails.
-        return client_of_this_process("gcs", _VARIABLES, partial(storage.Client, project="none"), self.patience)
+        return client_of_this_process(
+            "gcs", _VARIABLES, partial(storage.Client, project="none"), self.patience
+        )
 
     def _forget_client(self) -> None:
         forget_client("gcs", _VARIABLES, self.patience)
@@ -74,7 +76,7 @@ class GCSStore(BucketStore):
         )
 
     def _send_parts(self, key: str, name: str, content: Slice) -> None:
-        size = max(self.part, -(-len(content) // (_MOST_PARTS * MIB)) * MIB)
+        size = max(self.part, -(-len(content) // _MOST_PARTS))
         parts = content.parts(size)
         folder = f"{self.root}{TEMPORARY}/{secrets.token_hex(8)}"
         names = [f"{folder}-{number:02d}" for number in range(len(parts))]
@@ -109,10 +111,14 @@ class GCSStore(BucketStore):
         in_parallel([partial(drop, name) for name in names])
 
     def _read(self, name: str) -> bytes:
-        data: bytes = self._bucket.blob(name).download_as_bytes(raw_download=True, checksum="crc32c", **self._once)
+        data: bytes = self._bucket.blob(name).download_as_bytes(
+            raw_download=True, checksum="crc32c", **self._once
+        )
         return data
 
-    def _read_range(self, name: str, found: Found, start: int, stop: int, write: Callable[[bytes], object]) -> None:
+    def _read_range(
+        self, name: str, found: Found, start: int, stop: int, write: Callable[[bytes], object]
+    ) -> None:
         for at in range(start, stop, _CHUNK):
             end = min(at + _CHUNK, stop)
             # All of it without a range: then the service's checksum of the object is verified too.

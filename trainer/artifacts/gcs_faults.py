@@ -48,7 +48,9 @@ def judge(error: Exception, bucket: str) -> Fault | None:
 def _answered(status: int, reasons: set[str], text: str, bucket: str) -> Fault:
     told = " ".join([str(status), *sorted(reasons)])
     if status in _AGAIN or reasons & {"rateLimitExceeded", "userRateLimitExceeded", "backendError"}:
-        hint = "the bucket gets more requests than it takes: fewer machines at once" if status == 429 else None
+        hint = (
+            "the bucket gets more requests than it takes: fewer machines at once" if status == 429 else None
+        )
         return Fault(Kind.FAILED, told, hint, again=True)
     if status == 412:
         return Fault(Kind.EXISTS, told)
@@ -73,7 +75,9 @@ def _not_authenticated(error: auth.GoogleAuthError) -> Fault:
         return Fault(Kind.FAILED, "the credentials cannot be fetched", _ENDPOINT, again=True)
     text = str(error)
     if "reasonable timeframe" in text or "iat" in text.split():
-        return Fault(Kind.REFUSED, "the clock of this machine is wrong: Google does not accept its time", _CLOCK)
+        return Fault(
+            Kind.REFUSED, "the clock of this machine is wrong: Google does not accept its time", _CLOCK
+        )
     if isinstance(error, auth.RefreshError) and not error.retryable:
         return Fault(Kind.REFUSED, "the credentials have expired or were withdrawn", _RENEW, new_client=True)
     return Fault(

@@ -115,7 +115,7 @@ class S3Store(BucketStore):
         mark = secrets.token_hex(8)
         upload = self._ask("write", key, lambda: self._begin(name, mark))
         try:
-            size = max(self.part, -(-len(content) // (_MOST_PARTS * MIB)) * MIB)
+            size = max(self.part, -(-len(content) // _MOST_PARTS))
             jobs = [
                 partial(self._ask, "write", key, partial(self._send_part, name, upload, number, part))
                 for number, part in enumerate(content.parts(size), 1)
@@ -168,7 +168,9 @@ class S3Store(BucketStore):
             data: bytes = body.read()
             return data
 
-    def _read_range(self, name: str, found: Found, start: int, stop: int, write: Callable[[bytes], object]) -> None:
+    def _read_range(
+        self, name: str, found: Found, start: int, stop: int, write: Callable[[bytes], object]
+    ) -> None:
         # All of it without a range: then the service's checksum of the object is verified too.
         wanted = {} if (start, stop) == (0, found.size) else {"Range": f"bytes={start}-{stop - 1}"}
         reply = self._client.get_object(Bucket=self.bucket, Key=name, **wanted)
@@ -195,7 +197,9 @@ class S3Store(BucketStore):
         given = {name: value for name, value in wanted.items() if value}
         page = self._client.list_objects_v2(Bucket=self.bucket, Prefix=prefix, **given)
         return Page(
-            objects=[(one["Key"], one["Size"], one["LastModified"].timestamp()) for one in page.get("Contents", [])],
+            objects=[
+                (one["Key"], one["Size"], one["LastModified"].timestamp()) for one in page.get("Contents", [])
+            ],
             folders=[found["Prefix"] for found in page.get("CommonPrefixes", [])],
             token=page.get("NextContinuationToken"),
         )

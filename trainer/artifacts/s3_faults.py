@@ -30,7 +30,9 @@ _WRONG_REGION = {
     "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "IncorrectEndpoint", "PermanentRedirect",
 }  # fmt: skip
 
-_GIVE = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a machine whose role may use it"
+_GIVE = (
+    "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a machine whose role may use it"
+)
 _RENEW = "renew them (aws sso login, or new keys in ~/.aws); a run that goes on reads them again by itself"
 _ALONE = "use another store; or, if never two machines write at once, s3+single-writer:// in place of s3://"
 _ENDPOINT = "is the network up, and is AWS_ENDPOINT_URL right?"
@@ -56,9 +58,18 @@ _BROKEN: tuple[tuple[tuple[type[Exception], ...], Fault], ...] = (
     ((broken.NoCredentialsError,), _thrice(_user("no AWS credentials were found", _GIVE))),
     ((broken.CredentialRetrievalError,), _thrice(_user("the AWS credentials cannot be fetched", _RENEW))),
     ((broken.PartialCredentialsError,), _user("the AWS credentials are incomplete", _GIVE)),
-    ((broken.ProfileNotFound,), _user("there is no such AWS_PROFILE", "aws configure list-profiles names all")),
-    ((broken.SSOError, broken.LoginError, broken.TokenRetrievalError), _user("the AWS session has ended", _RENEW)),
-    ((broken.FlexibleChecksumError,), _thrice(Fault(Kind.CORRUPT, "the bytes do not match the service's checksum"))),
+    (
+        (broken.ProfileNotFound,),
+        _user("there is no such AWS_PROFILE", "aws configure list-profiles names all"),
+    ),
+    (
+        (broken.SSOError, broken.LoginError, broken.TokenRetrievalError),
+        _user("the AWS session has ended", _RENEW),
+    ),
+    (
+        (broken.FlexibleChecksumError,),
+        _thrice(Fault(Kind.CORRUPT, "the bytes do not match the service's checksum")),
+    ),
     ((broken.ConnectTimeoutError,), _passing("it cannot be reached in time", _ENDPOINT)),
     ((broken.ReadTimeoutError,), _passing("no answer in time")),
     ((broken.SSLError,), _thrice(_passing("no trusted connection", _TRUSTED))),
@@ -126,12 +137,18 @@ _SLOW = {"SlowDown": "the bucket gets more requests than it takes: fewer machine
 def _refused(code: str, status: int, told: str, bucket: str) -> Fault:
     if code in ("InvalidAccessKeyId", "InvalidToken", "InvalidClientTokenId", "UnrecognizedClientException"):
         said = f"these credentials are not known there ({told})"
-        return Fault(Kind.REFUSED, said, "look at AWS_PROFILE and AWS_ACCESS_KEY_ID, and at ~/.aws", new_client=True)
+        return Fault(
+            Kind.REFUSED, said, "look at AWS_PROFILE and AWS_ACCESS_KEY_ID, and at ~/.aws", new_client=True
+        )
     if code == "SignatureDoesNotMatch":
         said = f"the secret key does not belong to the access key ({told})"
-        return Fault(Kind.REFUSED, said, "look at AWS_SECRET_ACCESS_KEY, and at ~/.aws/credentials", new_client=True)
+        return Fault(
+            Kind.REFUSED, said, "look at AWS_SECRET_ACCESS_KEY, and at ~/.aws/credentials", new_client=True
+        )
     if code == "QuotaExceeded":
-        return Fault(Kind.FAILED, f"the quota of the bucket is used up ({told})", "raise it, or delete old runs")
+        return Fault(
+            Kind.FAILED, f"the quota of the bucket is used up ({told})", "raise it, or delete old runs"
+        )
     if status in (401, 403):
         hint = (
             "the credentials need s3:GetObject, s3:PutObject, s3:DeleteObject, s3:ListBucket and "

@@ -47,7 +47,9 @@ class Slice(io.RawIOBase):
         with local_errors(self.path):
             data = os.pread(self.descriptor, wanted, self._at)
         if wanted and not data:
-            raise StoreError(f"{self.path} became shorter while it was sent", hint="finish writing it, then send it")
+            raise StoreError(
+                f"{self.path} became shorter while it was sent", hint="finish writing it, then send it"
+            )
         self._at += len(data)
         return data
 

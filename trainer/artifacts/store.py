@@ -117,7 +117,8 @@ def open_store(uri: str) -> Store:
 
         return GCSStore(uri)
     raise UsageError(
-        f"{uri}: unknown kind of store {scheme}://", hint="use s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or a directory"
+        f"{uri}: unknown kind of store {scheme}://",
+        hint="use s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or a directory",
     )
 
 
