@@ -1,7 +1,6 @@
 """Real servers that speak S3 and GCS, as processes of their own on free ports of this machine.
 
-moto and fake-gcs-server come with pip. Both refuse to create what is there, also when many try at once. Neither
-checks credentials or checksums: for that there is radosgw, in tests/e2e.
+moto and fake-gcs-server come with pip. Neither checks credentials or checksums: for that there is radosgw, in tests/e2e.
 """
 
 from __future__ import annotations
@@ -19,11 +18,17 @@ from contextlib import contextmanager
 from importlib.resources import files
 
 BUCKET = "bucket-of-tests"
+# Between its look whether a key is taken and its write, moto lets other threads run: so one request at a time.
 MOTO = """
-import sys
+import io, threading
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
-server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app), threaded=True)
+answer, alone = DomainDispatcherApplication(create_backend_app), threading.Lock()
+def one_by_one(environ, start_response):
+    body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    with alone:
+        return answer(environ | {"wsgi.input": io.BytesIO(body)}, start_response)
+server = make_server("127.0.0.1", 0, one_by_one, threaded=True)
 print(server.port, flush=True)
 server.serve_forever()
 """

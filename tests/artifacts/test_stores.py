@@ -15,13 +15,13 @@ from tests.artifacts.stores import MemoryStore
 from trainer.artifacts.local import LocalStore
 from trainer.artifacts.store import Store
 
+# No flipped bits: in one part of an object only our own hash of the whole finds them, see test_store_faults.py.
 BAD_WEATHER = [
     Trouble.BUSY,
     Trouble.TOO_MANY,
     Trouble.RESET_BEFORE,
     Trouble.LOST_REPLY,
     Trouble.CUT_REPLY,
-    Trouble.FLIPPED_BIT,
     Trouble.DELAYED,
 ]
 
