@@ -168,7 +168,7 @@ def parse_store_uri(text: str) -> str:
         return Path(os.path.abspath(os.path.expanduser(text.strip()))).as_uri()
     if scheme not in STORE_SCHEMES:
         raise ValueError(f"{text!r}: no store is reached by {scheme}://{_suggest(scheme, STORE_SCHEMES)}")
-    if scheme != "file" and "@" in rest:  # before anything repeats it
+    if scheme != "file" and set(rest.partition("/")[0]) & set(":@"):  # before anything repeats it
         raise ValueError("a store's URI holds no credentials; give them as docs/stores.md says")
     if scheme == "file" and not rest.startswith("/"):
         raise ValueError(f"{text!r} is not absolute; write file:///{rest} or a plain path")

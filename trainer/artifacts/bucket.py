@@ -80,6 +80,8 @@ class BucketStore(ABC):
         self.scheme, _, rest = self.uri.partition("://")
         self.bucket, _, prefix = rest.partition("/")
         self.single_writer = self.scheme == SINGLE_WRITER
+        if set(self.bucket) & set(":@"):  # before anything repeats it
+            raise UsageError("a store's URI holds no credentials", hint="give them as docs/stores.md says")
         if not _BUCKET.fullmatch(self.bucket):
             said = f"{uri}: {self.bucket!r} cannot be a bucket"
             raise UsageError(said, hint=f"write {self.scheme}://BUCKET/FOLDER")

@@ -71,7 +71,7 @@ _BROKEN: tuple[tuple[tuple[type[Exception], ...], Fault], ...] = (
         _thrice(Fault(Kind.CORRUPT, "the bytes do not match the service's checksum")),
     ),
     ((broken.ConnectTimeoutError,), _passing("it cannot be reached in time", _ENDPOINT)),
-    ((broken.ReadTimeoutError,), _passing("no answer in time")),
+    ((broken.ReadTimeoutError,), _passing("no answer in time", _ENDPOINT)),
     ((broken.SSLError,), _thrice(_passing("no trusted connection", _TRUSTED))),
     ((broken.ConnectionError,), _passing("it cannot be reached", _ENDPOINT)),
     ((broken.IncompleteReadError, ResponseParserError), _passing("the reply was cut off")),
@@ -86,6 +86,8 @@ def judge(error: Exception, bucket: str, endpoint: str) -> Fault | None:
     inner = getattr(error, "kwargs", {}).get("error")
     if isinstance(inner, StoreError):  # raised by the file that was being sent
         return Fault(Kind.FAILED, inner.message, inner.hint)
+    if isinstance(error, RecursionError):  # boto3 follows redirects to other regions, however many
+        return _user("it redirects in circles", _ENDPOINT)
     for kinds, fault in _BROKEN:
         if isinstance(error, kinds):
             return fault
