@@ -5,7 +5,6 @@ Pure: a request in, a plan out. The figures are estimates from stated assumption
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 from launcher.catalog import SOURCE, Price, offers
 from launcher.values import Gpus, Infra
+from trainer.cadence import young_interval_s
 from trainer.config import ASSUMED_STALL_S, TrainConfig
 from trainer.errors import ConfigError, UsageError
 from trainer.recipes import Recipe
@@ -121,7 +121,8 @@ def make_plan(request: TrainRequest) -> Plan:
     hours = 6.0 * parameters * tokens / _rate(accelerator, request) / 3600.0
     mtbf_s = request.config.checkpoint.mtbf_s
     restart_s = _RESTART_S["local" if _is_local(request) else "cloud"]
-    overhead = 1.0 + (restart_s + math.sqrt(2 * ASSUMED_STALL_S * mtbf_s) / 2) / mtbf_s
+    interval_s = young_interval_s(ASSUMED_STALL_S, mtbf_s)
+    overhead = 1.0 + (restart_s + interval_s / 2) / mtbf_s
     return Plan(
         name=request.name,
         recipe=request.config.recipe,
@@ -138,9 +139,7 @@ def make_plan(request: TrainRequest) -> Plan:
         usd_spot=hours * overhead * min(c.spot_usd_per_hour for c in candidates) * request.num_nodes,
         usd_on_demand=hours * min(c.on_demand_usd_per_hour for c in candidates) * request.num_nodes,
         mtbf_s=mtbf_s,
-        checkpoint_every_s=min(
-            math.sqrt(2 * ASSUMED_STALL_S * mtbf_s), request.config.checkpoint.max_interval_s
-        ),
+        checkpoint_every_s=min(interval_s, request.config.checkpoint.max_interval_s),
         notional=_is_local(request),
         problems=tuple(_problems(request)),
         risks=tuple(_risks(request, candidates, restart_s, mtbf_s)),

@@ -153,9 +153,11 @@ class CheckpointSection(Section):
     save_steps: int = Field(default=500, ge=1)
     """Steps between saves under save_strategy=steps."""
     mtbf_s: float = Field(default=7200.0, gt=0)
-    """Expected seconds between two preemptions; 2 h is a poor spot zone's. --preempt-every sets it."""
+    """Expected seconds between preemptions until some were seen; 2 h is a poor spot zone's. --preempt-every sets it."""
     max_interval_s: float = Field(default=1200.0, gt=0)
     """No work older than this is ever at risk, whatever the formula says."""
+    upload_limit_mb_per_s: float | None = Field(default=None, gt=0)
+    """The most that one machine sends of its checkpoints, in megabytes (10^6) per second; None is all it can."""
     save_total_limit: int = Field(default=2, ge=1)
     """Newest checkpoints kept; 2, so that a corrupt one has a fallback."""
     keep_every: int = Field(default=0, ge=0)

@@ -26,6 +26,7 @@ from trainer.artifacts.manifest import Manifest
 from trainer.artifacts.metrics import EvalRecord, MetricsWriter, StepRecord
 from trainer.artifacts.store import Store
 from trainer.batching import Fullest, Peak, rehearse
+from trainer.cadence import Cadence, measured_mtbf_s
 from trainer.checkpoint import Checkpointer, restore, seed_process
 from trainer.choices import Choices, choose
 from trainer.config import TrainConfig
@@ -193,9 +194,10 @@ def _set_up(
     clock.mark("load")
     total = sampler.total_steps(train_config.num_train_epochs, train_config.max_steps)
     observer = RankObserver(brief, world, total, start, clock)
+    limit = config.checkpoint.upload_limit_mb_per_s
     checkpointer = Checkpointer(
-        world, brief.store, brief.lease, brief.journal, config.checkpoint, brief.workdir / "stage",
-        brief.resumed, observer.flush,
+        world, brief.lease, brief.journal, _cadence(brief, world), limit and limit * 1e6 / _on_this_machine(brief),
+        brief.workdir / "stage", brief.resumed, observer.flush,
     )  # fmt: skip
     standing = resumed_standing(config, brief.store, start, world)
     checkpointer.best_step = standing.best_step
@@ -204,6 +206,18 @@ def _set_up(
         notice, observer, standing, brief.attempt, brief.lease.epoch,
     )  # fmt: skip
     return job, start, observer
+
+
+def _cadence(brief: Brief, world: World) -> Cadence:
+    """The first process decides when to save, so it alone looks at how long earlier machines have lasted."""
+    settings = brief.config.checkpoint
+    mtbf_s = settings.mtbf_s
+    if world.leads:
+        try:
+            mtbf_s = measured_mtbf_s(brief.store, brief.attempt, settings.mtbf_s)
+        except StoreError as error:
+            log.debug("earlier attempts are not looked at: %s", error)
+    return Cadence(settings, shares_cores=world.device.type == "cpu", mtbf_s=mtbf_s)
 
 
 def _build(brief: Brief, world: World, tokeniser: PreTrainedTokenizerFast, choices: Choices) -> Sharded:

@@ -41,6 +41,7 @@ sys.path.insert(0, str(REPOSITORY))
 from trainer.artifacts.fencing import Lease, claim  # noqa: E402
 from trainer.artifacts.journal import Journal  # noqa: E402
 from trainer.artifacts.store import open_store  # noqa: E402
+from trainer.cadence import Cadence  # noqa: E402
 from trainer.checkpoint import Checkpointer  # noqa: E402
 from trainer.config import CheckpointSection, TrainConfig  # noqa: E402
 from trainer.fsdp import FullyShardedModel  # noqa: E402
@@ -97,7 +98,8 @@ class Trainee:
 def new_saver(world: World, lease: Lease, folder: Path) -> Checkpointer:
     settings = CheckpointSection(save_strategy="steps", save_steps=1, save_total_limit=1)
     journal = Journal(lease.store, 1, "box", quiet=True)
-    return Checkpointer(world, lease.store, lease, journal, settings, folder / "stage", None, lambda: None)
+    cadence = Cadence(settings, shares_cores=True, mtbf_s=settings.mtbf_s)
+    return Checkpointer(world, lease, journal, cadence, None, folder / "stage", None, lambda: None)
 
 
 def run(way: str, world: World, trainee: Trainee, lease: Lease, folder: Path, wanted: Wanted) -> Outcome:

@@ -73,8 +73,12 @@ EVENTS: dict[str, EventKind] = {
     "training": EventKind("box", "the first new step is done; seconds by phase", ("step", "seconds")),
     "checkpoint": EventKind(
         "box",
-        "a checkpoint is durable",
-        ("step", "taken_at", "durable_at", "stall_s", "save_s", "upload_s", "bytes", "sent_bytes", "next_s"),
+        "a checkpoint is durable; next_s: until the next save, from this risk (mtbf_s) and what saves cost; "
+        "store_is_slow: the store, not the balance, decides it; skipped: saves that were due during this one",
+        (
+            "step", "taken_at", "durable_at", "stall_s", "save_s", "upload_s", "bytes", "sent_bytes", "skipped",
+            "next_s", "mtbf_s", "store_is_slow",
+        ),
     ),
     "save_failed": EventKind("box", "a save failed and training goes on", ("step", "error")),
     "fallback": EventKind(
