@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -17,34 +16,12 @@ from trainer.artifacts.fencing import Lease, claim, valid_manifests
 from trainer.artifacts.journal import RunEvent, read_journal
 from trainer.artifacts.local import LocalStore
 from trainer.artifacts.metrics import read_metrics
-from trainer.artifacts.pace import GivenUp, Pace, carried, current
+from trainer.artifacts.pace import Pace
 from trainer.artifacts.store import open_store
 from trainer.errors import StoreError
 from trainer.parallel import joined
 from trainer.shortage import in_trials
 from trainer.uploading import Progress, Sent, Upload, first_problem
-
-
-def test_bytes_go_no_faster_than_the_limit() -> None:
-    pace = Pace(1e6)
-    began = time.monotonic()
-    for _ in range(8):
-        pace.let(50_000)
-    assert time.monotonic() - began >= 0.4 - 0.25  # a quarter of a second at full speed is allowed
-    assert pace.sent == 400_000
-
-
-def test_a_transfer_that_is_called_off_ends_at_its_next_bytes_without_a_trace(tmp_path: Path) -> None:
-    store, path = LocalStore(tmp_path / "store"), tmp_path / "file"
-    path.write_bytes(b"x" * 3_000_000)
-    pace = Pace()
-    pace.stop("nobody wants it")
-    with carried(pace), pytest.raises(GivenUp, match="nobody wants it"):
-        store.put_file("blob/a", path)
-    assert store.size("blob/a") is None and not any((tmp_path / "store/.tmp").iterdir())
-    assert current() is None  # outside of it nothing is counted
-    store.put_file("blob/a", path)
-    assert store.size("blob/a") == 3_000_000
 
 
 class Refusing(LocalStore):
