@@ -308,6 +308,8 @@ _TRANSITIONS: Mapping[str, Mapping[State, State]] = {
     "started": _row(_S, running=_REC, recovering=_REC, stopping=_STOPPING),
     "training": _row(_RUN, stopping=_STOPPING),
     "checkpoint": _STAY,
+    "replicated": _STAY,
+    "replica_failed": _STAY,
     "save_failed": _STAY,
     "fallback": _STAY,
     "warning": _STAY,

@@ -67,6 +67,9 @@ class Cadence:
     """Expected seconds between two preemptions."""
     stall_s: float = ASSUMED_STALL_S
     save_s: float = 0.0
+    """Until the last one was durable."""
+    busy_s: float = 0.0
+    """Until the next one could begin: copies for other regions are made as well."""
 
     @property
     def cost_s(self) -> float:
@@ -82,12 +85,16 @@ class Cadence:
     @property
     def store_is_slow(self) -> bool:
         """The store decides the interval, not the balance of cost and risk."""
-        return 2.0 * self.save_s > young_interval_s(self.cost_s, self.mtbf_s)
+        return self._floor_s > young_interval_s(self.cost_s, self.mtbf_s)
 
     @property
     def interval_s(self) -> float:
         optimum = young_interval_s(self.cost_s, self.mtbf_s)
-        return min(max(optimum, 2.0 * self.save_s), self.settings.max_interval_s)
+        return min(max(optimum, self._floor_s), self.settings.max_interval_s)
+
+    @property
+    def _floor_s(self) -> float:
+        return 2.0 * max(self.save_s, self.busy_s)
 
     def told(self) -> dict[str, float | bool]:
         """For people who watch: seconds from one save to the next, where time decides, and why."""

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -32,11 +31,12 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from trainer.artifacts.fencing import Lease, collect_garbage, newest_epoch
 from trainer.artifacts.journal import Journal
-from trainer.artifacts.manifest import Manifest
+from trainer.artifacts.manifest import Manifest, put_blob
 from trainer.artifacts.pace import Pace
 from trainer.cadence import Cadence
 from trainer.errors import Fenced, StoreError, VlaunchError
 from trainer.parallel import Sharded, World
+from trainer.replication import Replication
 from trainer.sampler import Position
 from trainer.uploading import Sent, Teller, Upload, first_problem
 
@@ -108,6 +108,7 @@ class Checkpointer:
         world: World,
         lease: Lease,
         journal: Journal,
+        replication: Replication,
         cadence: Cadence,
         bytes_per_s: float | None,
         stage: Path,
@@ -121,6 +122,8 @@ class Checkpointer:
         """Of the durable checkpoint that is kept however old it becomes; known to the first process."""
         self.last_failed = False
         self._world, self._store, self._lease, self._journal = world, lease.store, lease, journal
+        self._replication = replication
+        self._durable_count = 0
         self._bytes_per_s = bytes_per_s
         self._stage = stage
         self._parent = parent
@@ -190,6 +193,10 @@ class Checkpointer:
             self._thread = None
         self.raise_if_fenced()
 
+    def hurry(self) -> None:
+        """The machine goes: from now on nothing but durability is waited for. Called by every process."""
+        self._replication.end()
+
     def raise_if_fenced(self) -> None:
         if self._fenced is not None:
             raise self._fenced
@@ -201,13 +208,13 @@ class Checkpointer:
     def _finish(self, save: _Save, written: Any) -> None:
         began = time.monotonic()
         everyone = self._send(save, written)
-        verdict = "failed"
+        verdict, kept = "failed", None
         try:
             if self._world.leads:
                 verdict = self._commit(save, everyone, began)
                 if save.best and verdict == "durable":
                     self.best_step = save.step
-                self._collect()
+                kept = self._collect()
         except Exception:  # a fault of this program must not end the thread unheard, with the others waiting
             log.exception("the save of step %d failed", save.step)
         verdict = self._tell(verdict)
@@ -215,10 +222,12 @@ class Checkpointer:
         self.last_failed = verdict == "failed"
         if verdict == "durable":
             self.durable_step, self._durable_at = save.step, time.time()
+            self._replicate(save, everyone, kept)
         if verdict == "fenced":
             self._fenced = Fenced(
                 "a newer attempt has claimed this run", hint="nothing is lost: it continues"
             )
+        self.cadence.busy_s = time.monotonic() - began
         # Each process clears what it wrote: on several machines every one has a stage of its own.
         for path in self._mine(save.directory):
             path.unlink(missing_ok=True)
@@ -227,12 +236,26 @@ class Checkpointer:
 
     def _send(self, save: _Save, written: Any) -> list[Sent]:
         """What became of every process's files."""
-        upload = Upload(self._world, self._store, self._lease, Pace(self._bytes_per_s))
-        files = partial(self._mine, save.directory)
+        upload = Upload(self._world, Pace(self._bytes_per_s))
+        send = partial(put_blob, self._store, epoch=self._lease.epoch, known=self._lease.reusable)
+
+        def files() -> list[Path]:
+            written.result()
+            return self._mine(save.directory)
+
         if not self._world.leads:
-            return upload.together(written, files, lambda progress: None)
+            return upload.together(files, send, lambda progress: None)
         with closing(Teller(self._store, self._lease.epoch, save.step)) as teller:
-            return upload.together(written, files, teller)
+            return upload.together(files, send, teller)
+
+    def _replicate(self, save: _Save, everyone: list[Sent], kept: Collection[str] | None) -> None:
+        """Copies for other regions, while the files are still on this disk. Every process counts alike."""
+        self._durable_count += 1
+        if self._replication.due(self._durable_count):
+            paths = partial(self._mine, save.directory)
+            entries = everyone[self._world.rank].entries
+            manifest = self._parent if self._world.leads else None
+            self._replication.copy(paths, entries, manifest, kept, self._bytes_per_s)
 
     def _mine(self, directory: Path) -> list[Path]:
         """This process's files of a save: DCP numbers the shards of rank r from r + 1."""
@@ -285,21 +308,21 @@ class Checkpointer:
             machine=self._world.machine,
             samples=save.position.samples,
             tokens=save.position.tokens,
-            region=os.environ.get("VLAUNCH_REGION", ""),
+            region=self._replication.own_region,
             store=self._store.uri,
             files=tuple(entry for sent in everyone for entry in sent.entries),
         )
 
-    def _collect(self) -> None:
-        """Old checkpoints and what failed saves left go before the next save may begin; a failure here costs only
-        space until then."""
+    def _collect(self) -> Collection[str] | None:
+        """Old checkpoints and what failed saves left go before the next save may begin. Returns the manifests that
+        are left; None where it failed, which costs only space until then."""
         keep = self.cadence.settings
+        wanted = (keep.save_total_limit, keep.keep_every, _SHARED_GRACE_S, self.best_step)
         try:
-            collect_garbage(
-                self._store, self._lease, keep.save_total_limit, keep.keep_every, _SHARED_GRACE_S, self.best_step
-            )
+            return collect_garbage(self._store, self._lease, *wanted).kept
         except (VlaunchError, OSError) as error:
             log.debug("old checkpoints stay for now: %s", error)
+            return None
 
     def _tell(self, verdict: str) -> str:
         if self._world.size == 1:

@@ -168,6 +168,22 @@ class CheckpointSection(Section):
     """Try one more save when the machine announces its end."""
 
 
+class Replica(Section):
+    uri: str
+    """Another store, in which the run has a folder of the same name."""
+    region: str = ""
+    """Cloud and region of it, as `aws/eu-west-1`; empty asks S3 or GCS."""
+
+
+class StoreSection(Section):
+    region: str = ""
+    """Cloud and region of the run's own store, as `aws/us-east-1`; empty asks S3 or GCS."""
+    replicas: tuple[Replica, ...] = ()
+    """Stores in other regions that get copies of checkpoints, as `[{"uri": "s3://..."}]`; adapters always."""
+    replicate_full_every: int = Field(default=0, ge=0)
+    """Of checkpoints of all weights, copy one in so many; 0 none: a copy of each costs more than a move."""
+
+
 class ParallelSection(Section):
     strategy: Strategy = "fsdp"
     """fsdp: PyTorch FSDP2; deepspeed: ZeRO."""
@@ -201,6 +217,7 @@ class TrainConfig(Section):
     train: TrainSection = TrainSection()
     lora: LoraSection = LoraSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    store: StoreSection = StoreSection()
     parallel: ParallelSection = ParallelSection()
     export: ExportSection = ExportSection()
 

@@ -199,6 +199,7 @@ def _save(job: Job, step: int, *, best: bool = False) -> None:
 def _leave(job: Job, step: int) -> None:
     """The machine is going: let the save under way land, then save this very step if there is time for it."""
     saver, notice = job.checkpointer, job.notice
+    saver.hurry()
     if job.world.leads:
         job.observer.noticed(step, notice.source, notice.left_s, saver.cadence.takes_s)
     saver.wait()

@@ -11,9 +11,10 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ _FORMAT = 1
 _TOKENISER, _TRAIN, _HELD_OUT, _BASE, _REPORT = "tokeniser", "train", "held-out", "base", "report.json"
 # In the report: the commit of a Hugging Face base that the first attempt took.
 _COMMIT = "base_commit"
+_WEIGHTS = ".safetensors"
 # Blobs fetched at once: enough to hide a store's latency, few enough to leave the cores to imports.
 _PARALLEL = 4
 
@@ -52,11 +54,19 @@ class Inputs:
     report: dict[str, Any]
 
 
-def fetch(store: Store, config: TrainConfig, directory: Path) -> Inputs | None:
-    """What an earlier attempt has prepared; None if this one has to `build` it. No heavy import."""
+def fetch(store: Store, config: TrainConfig, directory: Path, *, weights: bool = True) -> Inputs | None:
+    """What an earlier attempt has prepared; None if this one has to `build` it. No heavy import.
+
+    Without `weights` the base is its configuration and tokeniser alone: enough where a checkpoint has all weights.
+    """
     if not _fetch_cached(store, cache_key(_cache_name(config)), directory / "inputs"):
         return None
-    return _found(store, config, directory)
+    return _found(store, config, directory, weights)
+
+
+def needs_weights(config: TrainConfig, *, resumes: bool) -> bool:
+    """Whether an attempt reads the weights of the base: not where all weights come from a checkpoint."""
+    return config.train.method != "full" or not resumes
 
 
 def build(store: Store, config: TrainConfig, directory: Path) -> Inputs:
@@ -72,21 +82,26 @@ def build(store: Store, config: TrainConfig, directory: Path) -> Inputs:
     return _found(store, config, directory)
 
 
-def _found(store: Store, config: TrainConfig, directory: Path) -> Inputs:
+def _found(store: Store, config: TrainConfig, directory: Path, weights: bool = True) -> Inputs:
     made = directory / "inputs"
     report = json.loads((made / _REPORT).read_text())
     held_out = made / _HELD_OUT if report[_HELD_OUT] else None
     revision = report.get(_COMMIT) or config.model.revision
-    base = made / _BASE if _needs_random_base(config) else _base(store, config, directory / "base", revision)
+    if _needs_random_base(config):
+        base: Path | None = made / _BASE
+    else:
+        base = _base(store, config, directory / "base", revision, weights)
     return Inputs(made / _TOKENISER, made / _TRAIN, held_out, base, report)
 
 
-def fetch_all(store: Store, entries: list[FileEntry], directory: Path) -> list[Path]:
+def fetch_all(
+    fetch_one: Callable[[FileEntry, Path], Path], entries: list[FileEntry], directory: Path
+) -> list[Path]:
     """Fetch and verify files, several at once; names may hold one folder."""
     for entry in entries:
         (directory / entry.name).parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(_PARALLEL) as pool:
-        return list(pool.map(lambda entry: fetch_verified(store, entry, directory), entries))
+        return list(pool.map(lambda entry: fetch_one(entry, directory), entries))
 
 
 def _cache_name(config: TrainConfig) -> str:
@@ -113,7 +128,7 @@ def _fetch_cached(store: Store, key: str, directory: Path) -> bool:
         return False
     entries = [FileEntry.model_validate(entry) for entry in listed["files"]]
     try:
-        fetch_all(store, entries, directory)
+        fetch_all(partial(fetch_verified, store), entries, directory)
     except (CorruptObject, MissingKey) as error:
         log.warning("the prepared corpus in the store is damaged and is made anew: %s", error)
         for entry in entries:
@@ -201,7 +216,7 @@ def _files(store: Store, files: tuple[StoredFile, ...], directory: Path) -> list
         FileEntry(name=f"{number:04d}/{file.name}", blob=file.blob, size=file.size)
         for number, file in enumerate(files)
     ]
-    return fetch_all(store, entries, directory)
+    return fetch_all(partial(fetch_verified, store), entries, directory)
 
 
 def _needs_random_base(config: TrainConfig) -> bool:
@@ -222,11 +237,14 @@ def _commit(config: TrainConfig, base: Path | None) -> str | None:
     return base.name if base is not None and from_hub and re.fullmatch("[0-9a-f]{40}", base.name) else None
 
 
-def _base(store: Store, config: TrainConfig, directory: Path, revision: str | None) -> Path | None:
-    if directory.is_dir():
-        return directory
+def _base(
+    store: Store, config: TrainConfig, directory: Path, revision: str | None, weights: bool = True
+) -> Path | None:
     if config.model.files:
-        fetch_all(store, [FileEntry(**file.model_dump()) for file in config.model.files], directory)
+        files = [FileEntry(**file.model_dump()) for file in config.model.files]
+        wanted_here = [file for file in files if weights or not file.name.endswith(_WEIGHTS)]
+        there = [file for file in wanted_here if not (directory / file.name).is_file()]
+        fetch_all(partial(fetch_verified, store), there, directory)
         return directory
     if config.model.base is None:
         return None
@@ -234,7 +252,7 @@ def _base(store: Store, config: TrainConfig, directory: Path, revision: str | No
         return Path(config.model.base)
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.safetensors", "*.json", "*.model", "*.jinja"]
+    wanted = ["*.json", "*.model", "*.jinja", *([f"*{_WEIGHTS}"] if weights else [])]
     try:
         return Path(snapshot_download(config.model.base, revision=revision, allow_patterns=wanted))
     except (OSError, ValueError) as error:

@@ -24,6 +24,7 @@ from trainer.artifacts.fencing import Lease, valid_manifests
 from trainer.artifacts.journal import Journal
 from trainer.artifacts.manifest import Manifest
 from trainer.artifacts.metrics import EvalRecord, MetricsWriter, StepRecord
+from trainer.artifacts.sources import Sources
 from trainer.artifacts.store import Store
 from trainer.batching import Fullest, Peak, rehearse
 from trainer.cadence import Cadence, measured_mtbf_s
@@ -40,6 +41,7 @@ from trainer.packing import Rows, first_fit_decreasing, one_per_row
 from trainer.parallel import Sharded, Source, World, joined, spread
 from trainer.preemption import Board, Notice
 from trainer.prepare import Inputs, fetch_all
+from trainer.replication import Replication
 from trainer.sampler import Sampler
 from trainer.shape import Shape, head_dim
 from trainer.shortage import ends_if_memory_runs_out, told_if_memory_runs_out
@@ -58,6 +60,8 @@ class Brief:
 
     config: TrainConfig
     store: Store
+    sources: Sources
+    """The store and its replicas."""
     lease: Lease
     journal: Journal
     attempt: int
@@ -196,8 +200,9 @@ def _set_up(
     observer = RankObserver(brief, world, total, start, clock)
     limit = config.checkpoint.upload_limit_mb_per_s
     checkpointer = Checkpointer(
-        world, brief.lease, brief.journal, _cadence(brief, world), limit and limit * 1e6 / _on_this_machine(brief),
-        brief.workdir / "stage", brief.resumed, observer.flush,
+        world, brief.lease, brief.journal, Replication(world, brief.sources, config, brief.journal),
+        _cadence(brief, world), limit and limit * 1e6 / _on_this_machine(brief), brief.workdir / "stage",
+        brief.resumed, observer.flush,
     )  # fmt: skip
     standing = resumed_standing(config, brief.store, start, world)
     checkpointer.best_step = standing.best_step
@@ -309,7 +314,7 @@ def _take_best(brief: Brief, job: Job, step: int) -> int:
         log.info("taking step %d: its held-out loss of %.4f is the lowest", best, job.standing.best_loss)
     folder = brief.workdir / "best"
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # once per machine
-        fetch_all(brief.store, list(kept.files), folder)
+        fetch_all(brief.sources.fetch, list(kept.files), folder)
     job.world.agree(0.0)
     restore(folder, kept, job.sharded, job.world, job.train.seed)
     return best

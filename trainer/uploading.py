@@ -20,9 +20,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from trainer.artifacts.fencing import Lease
 from trainer.artifacts.layout import UPLOAD
-from trainer.artifacts.manifest import FileEntry, put_blob
+from trainer.artifacts.manifest import FileEntry
 from trainer.artifacts.pace import GivenUp, Pace, carried
 from trainer.artifacts.store import Store
 from trainer.errors import StoreError, VlaunchError
@@ -34,6 +33,10 @@ log = logging.getLogger("trainer")
 _TELL_EVERY_S = 5.0
 # Between two words of a process that is still sending: short at first, so that a small save is not kept waiting.
 _FIRST_ROUND_S, _LONGEST_ROUND_S = 0.01, 0.5
+
+
+# Puts one file into a store and says what it is called there.
+Send = Callable[[Path], FileEntry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +60,20 @@ class Progress:
 class Upload:
     """One process's part of a save. `together` is called by all of them, on the thread of the save."""
 
-    def __init__(self, world: World, store: Store, lease: Lease, pace: Pace) -> None:
-        self._world, self._store, self._lease, self._pace = world, store, lease, pace
+    def __init__(self, world: World, pace: Pace) -> None:
+        self._world, self._pace = world, pace
         self._sent = Sent((), "it never began")
         self._size = 0
         self._over = threading.Event()
 
     def together(
-        self, written: Any, files: Callable[[], list[Path]], told: Callable[[Progress], None]
+        self, files: Callable[[], list[Path]], send: Send, told: Callable[[Progress], None]
     ) -> list[Sent]:
-        """Send this process's files once they are `written`; what became of every process's, by rank.
+        """Send this process's `files`, which may have to be waited for; what became of every process's, by rank.
 
         `told` hears of the progress on every process; it must not wait for anything.
         """
-        threading.Thread(target=self._run, args=(written, files), daemon=True).start()
+        threading.Thread(target=self._run, args=(files, send), daemon=True).start()
         round_s = _FIRST_ROUND_S
         everyone_over = False
         while not everyone_over:
@@ -86,22 +89,19 @@ class Upload:
             round_s = min(2 * round_s, _LONGEST_ROUND_S)
         return self._gather(self._sent)
 
-    def _run(self, written: Any, files: Callable[[], list[Path]]) -> None:
+    def _run(self, files: Callable[[], list[Path]], send: Send) -> None:
         try:
-            self._sent = self._send(written, files)
+            self._sent = self._send(files, send)
         finally:
             self._over.set()
 
-    def _send(self, written: Any, files: Callable[[], list[Path]]) -> Sent:
+    def _send(self, files: Callable[[], list[Path]], send: Send) -> Sent:
         """Never raises: the others wait for its word."""
         try:
-            written.result()
             paths = files()
             self._size = sum(path.stat().st_size for path in paths)
-            known = self._lease.reusable
             with carried(self._pace):
-                entries = [put_blob(self._store, path, epoch=self._lease.epoch, known=known) for path in paths]
-            return Sent(tuple(entries), None)
+                return Sent(tuple(send(path) for path in paths), None)
         except dcp.CheckpointException as error:
             said, _ = next(iter(error.failures.values()))
             return Sent((), f"the local disk of this machine: {said}")

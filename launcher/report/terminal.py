@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from launcher.attempts import region_name
 from launcher.costs import Charges, CostReport, combine
 from launcher.output import table
-from launcher.report.amounts import WORTH_SAYING, duration, places_for, total_line, usd
+from launcher.report.amounts import WORTH_SAYING, duration, egress_text, places_for, total_line, usd
 from launcher.report.curve import curve
 from launcher.runview import SILENCE, RunRecord, RunView
 from launcher.saves import Saves
@@ -73,6 +73,8 @@ def bill_text(report: CostReport) -> str:
     )
     if report.waiting >= WORTH_SAYING:
         lines.append(f"without a machine: {duration(report.waiting)}\n")
+    if egress_text(report.egress):
+        lines.append(f"{egress_text(report.egress)}\n")
     lines += [f"note: {note}\n" for note in report.notes]
     return "".join([*lines, total_line(report), "\n"])
 

@@ -17,10 +17,11 @@ from tests.trainer.networks import llama
 from tests.trainer.runs import create_run, write_corpus
 from trainer.artifacts.journal import read_journal
 from trainer.artifacts.layout import blob_key
+from trainer.artifacts.manifest import put_blob
 from trainer.artifacts.store import Store, open_store
 from trainer.config import StoredFile, TrainConfig
 from trainer.errors import ConfigError, CorruptObject, DataError
-from trainer.prepare import Inputs, build, fetch
+from trainer.prepare import Inputs, build, fetch, needs_weights
 
 ANSWERED = {"id": "a", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
 
@@ -182,6 +183,29 @@ def test_every_method_of_adapters_has_the_same_random_weights_and_every_seed_its
     assert qlora is not None and base_of(qlora) == base_of(lora)
     assert fetch(store, changed(config, "train", method="lora", seed=7), tmp_path / "other") is None
     assert build(store, config, tmp_path / "full").base is None
+
+
+def test_an_attempt_that_takes_all_weights_from_a_checkpoint_reads_none_of_the_base(
+    tmp_path: Path, isolated: Path
+) -> None:
+    write_hub(isolated, "a" * 40, is_main=True)
+    model = isolated / ".cache/huggingface/hub/models--org--thing/snapshots" / ("a" * 40)
+    store = open_store(str(tmp_path / "runs/one"))
+    entries = [put_blob(store, path) for path in sorted(model.iterdir()) if path.suffix != ".md"]
+    stored = [StoredFile(name=entry.name, blob=entry.blob, size=entry.size) for entry in entries]
+    _, config = run_with(
+        tmp_path, corpus_of(ANSWERED), model__shape=None, model__vocab_size=None, data__max_length=256,
+        model__files=[file.model_dump() for file in stored],
+    )  # fmt: skip
+    assert build(store, config, tmp_path / "first").base
+    assert needs_weights(config, resumes=False) and not needs_weights(config, resumes=True)
+    assert needs_weights(changed(config, "train", method="lora"), resumes=True)
+
+    lean = fetch(store, config, tmp_path / "second", weights=False)
+    assert lean is not None and lean.base is not None
+    assert not list(lean.base.glob("*.safetensors")) and (lean.base / "config.json").is_file()
+    whole = fetch(store, config, tmp_path / "second")  # as a node does that finds it must begin afresh
+    assert whole is not None and whole.base == lean.base and list(lean.base.glob("*.safetensors"))
 
 
 def write_hub(home: Path, commit: str, *, is_main: bool, **shape: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
@@ -12,9 +11,10 @@ from tests.artifacts.stores import MemoryStore
 from tests.trainer.killing import Death, live
 from tests.trainer.runs import create_run, write_corpus
 from tests.trainer.test_exact_resume import numbers
-from trainer.artifacts.fencing import Lease, claim, valid_manifests
+from trainer.artifacts.fencing import valid_manifests
 from trainer.artifacts.journal import RunEvent, read_journal
 from trainer.artifacts.local import LocalStore
+from trainer.artifacts.manifest import put_blob
 from trainer.artifacts.metrics import read_metrics
 from trainer.artifacts.pace import Pace
 from trainer.artifacts.store import open_store
@@ -32,19 +32,15 @@ class Refusing(LocalStore):
 def one_of_two(folder: Path, slow: bool, rank: int) -> tuple[list[Sent], Progress]:
     """An upload of two processes: the first may take weeks for its megabyte, the second is refused at once."""
     store = (Refusing if rank == 1 else LocalStore)(folder / "store")
-    lease = Lease(store, 1)
     path = folder / f"shard-{rank}"
     path.write_bytes(bytes([rank]) * 1_000_000)
-    written: Future[None] = Future()
-    written.set_result(None)
     told = [Progress(0, 0)]
     with joined(rank, 2, f"file://{folder}/rendezvous", 1) as world:
-        upload = Upload(world, store, lease, Pace(1.0 if slow and rank == 0 else None))
-        return upload.together(written, lambda: [path], told.append), told[-1]
+        upload = Upload(world, Pace(1.0 if slow and rank == 0 else None))
+        return upload.together(lambda: [path], partial(put_blob, store, epoch=1), told.append), told[-1]
 
 
 def test_the_failure_of_one_process_ends_the_uploads_of_the_others_at_once(tmp_path: Path) -> None:
-    claim(LocalStore(tmp_path / "store"))
     for sent, progress in in_trials(partial(one_of_two, tmp_path, True), 2):
         assert [bool(one.problem) for one in sent] == [True, True]
         assert [one.called_off for one in sent] == [True, False]
@@ -54,7 +50,6 @@ def test_the_failure_of_one_process_ends_the_uploads_of_the_others_at_once(tmp_p
 
 def test_a_process_that_was_faster_than_the_failure_has_its_files_there(tmp_path: Path) -> None:
     """They are nobody's: the collection takes them."""
-    claim(LocalStore(tmp_path / "store"))
     for sent, _ in in_trials(partial(one_of_two, tmp_path, False), 2):
         assert first_problem(sent) == "this process may not write"
         assert sent[0].called_off or sent[0].entries

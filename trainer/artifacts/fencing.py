@@ -97,6 +97,11 @@ class Lease:
         self._newest: Manifest | None = None
         self._resumed_from: int | None = None
 
+    @property
+    def found_any(self) -> bool:
+        """Were there checkpoints that count, when this was claimed; whole or not."""
+        return bool(self._keys)
+
     def newest(self) -> Iterator[Manifest]:
         """Valid and complete manifests, newest first, as listed after the claim."""
         self.passed_over.clear()

@@ -18,6 +18,7 @@ takes them), never a manifest without its blobs.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,6 +83,22 @@ def find_garbage(
 ) -> GarbageReport:
     """What `collect_garbage` would do for the holder of this claim; reads, and needs no claim itself."""
     return _decide(store, epoch, keep_last, keep_every, best, grace_s).report(0)
+
+
+def collect_copies(store: Store, kept: Collection[str], epoch: int) -> None:
+    """Delete from a replica the manifests that are not `kept`, and the checkpoint files that then nothing names.
+
+    Nothing is lost if this goes wrong, or late: whatever a replica lacks is read from the run's own store. A damaged
+    manifest leaves all files where they are. Costs a listing of both, and a read of each manifest that is kept.
+    """
+    there = [entry.key for entry in store.list(MANIFESTS) if parse_manifest_key(entry.key)]
+    for key in set(there).difference(kept):
+        store.delete(key)
+    named = {file.key for key in kept if key in there for file in Manifest.decode(store.get(key)).files}
+    for entry in list(store.list(BLOBS)):
+        parsed = parse_blob_key(entry.key)
+        if parsed and parsed.epoch is not None and parsed.epoch <= epoch and entry.key not in named:
+            store.delete(entry.key)
 
 
 def sweep(store: Store, older_than_s: float) -> int:

@@ -67,8 +67,8 @@ EVENTS: dict[str, EventKind] = {
     "limit": EventKind("launcher", "a budget or a deadline ends the run", ("what",)),
     "started": EventKind(
         "box",
-        "the attempt owns the run and knows where it resumes",
-        ("epoch", "resumed_from", "world_size", "region", "corpus"),
+        "the attempt owns the run and knows where it resumes; read: bytes by store, of each of the nodes",
+        ("epoch", "resumed_from", "world_size", "region", "corpus", "store_region", "read", "nodes"),
     ),
     "training": EventKind("box", "the first new step is done; seconds by phase", ("step", "seconds")),
     "checkpoint": EventKind(
@@ -80,6 +80,10 @@ EVENTS: dict[str, EventKind] = {
             "next_s", "mtbf_s", "store_is_slow",
         ),
     ),
+    "replicated": EventKind(
+        "box", "a checkpoint is in another store as well", ("step", "store", "region", "bytes", "seconds")
+    ),
+    "replica_failed": EventKind("box", "it is not; nothing else changes", ("step", "store", "region", "error")),
     "save_failed": EventKind("box", "a save failed and training goes on", ("step", "error")),
     "fallback": EventKind(
         "box", "a checkpoint is unusable, the one before is tried", ("manifest", "problem")
