@@ -48,6 +48,7 @@ class Context(click.Context):
         self.obj = self.obj or Session()
         self.max_content_width = WIDEST_HELP
         self.file_values: dict[str, Found] | None = None
+        self.part_follows = False  # `runs prune`: the options of `runs` itself are not asked for
 
     @property
     def verb_path(self) -> tuple[str, ...]:
@@ -72,12 +73,17 @@ class Context(click.Context):
 
     def lookup_default(self, name: str, call: bool = True) -> Any:
         """click asks this after the command line and the environment, before the default."""
-        if self.resilient_parsing or isinstance(self.command, Group):
+        if self.resilient_parsing or self.part_follows or not is_verb(self.command):
             return None  # shell completion, --help, or not yet at the verb
         for param in self.command.params:
             if isinstance(param, Option) and param.name == name and param.setting in self.from_files():
                 return param.from_file(self.from_files()[param.setting])
         return None
+
+
+def is_verb(command: click.Command) -> bool:
+    """Does it do something by itself; a verb may have parts as well, as `runs` has `runs prune`."""
+    return not isinstance(command, click.Group) or command.invoke_without_command
 
 
 class CommandTree:
@@ -92,9 +98,8 @@ class CommandTree:
 
     def options(self, path: tuple[str, ...]) -> set[str]:
         command = self.at(path)
-        if not isinstance(command, click.Group):
-            return {p.setting for p in command.params if isinstance(p, Option)} if command else set()
-        return {name for part in command.list_commands(self.root) for name in self.options((*path, part))}
+        found = {p.setting for p in command.params if isinstance(p, Option)} if command and is_verb(command) else set()
+        return found.union(*(self.options((*path, part)) for part in self.parts(path)))
 
     def at(self, path: tuple[str, ...]) -> click.Command | None:
         command: click.Command | None = self.root.command
@@ -115,6 +120,9 @@ class Option(click.Option):
         long = [name for name in self.opts if name.startswith("--")]
         self.setting = (long or self.opts)[0].lstrip("-")
         self.envvar = self.envvar or ENV_PREFIX + self.setting.upper().replace("-", "_")
+
+    def get_default(self, ctx: click.Context, call: bool = True) -> Any:
+        return None if getattr(ctx, "part_follows", False) else super().get_default(ctx, call)
 
     def from_file(self, found: Found) -> Any:
         """A TOML value as click wants it: text, a list of texts for a repeatable option, or a truth."""
@@ -240,6 +248,11 @@ class Group(Command, click.Group):
 
     command_class = Command
     other_words: Mapping[str, str] = {}  # what people call a verb elsewhere
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if isinstance(ctx, Context) and args:
+            ctx.part_follows = args[0] in self.list_commands(ctx)
+        return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -13,6 +13,8 @@ for, and every microsecond between machine up and machine gone lands in exactly 
     idle     the box had said its last word (finished, failed, preempted) and the machine was still there
     waiting  no machine at all: hours, no dollars
 
+Bytes that left a region (egress.py) are counted beside: they are no time of a machine, and not in its dollars.
+
 An example: attempt 1 is up at 0:00, trains from 0:10, takes a checkpoint of step 40 at 1:00 and is killed
 at 1:20; attempt 2 starts with resumed_from 40. Attempt 1 is 10 s restart, 50 s useful and 20 s lost. Had
 attempt 2 resumed from step 20 instead (a damaged checkpoint), attempt 1 would be useful only up to the
@@ -29,6 +31,7 @@ from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
 from launcher.attempts import Attempt, Mark, attempts_of, region_name
+from launcher.egress import Egress, egress_of
 from trainer.artifacts.journal import RunEvent
 
 PARTS = ("restart", "useful", "lost", "idle")
@@ -49,6 +52,7 @@ class Charge:
     lost: timedelta
     idle: timedelta
     running: bool
+    egress: Egress = Egress()
 
     @property
     def billed(self) -> timedelta:
@@ -82,6 +86,10 @@ class Charges:
     @property
     def usd(self) -> Fraction:
         return sum((c.usd for c in self.charges), Fraction(0))
+
+    @property
+    def egress(self) -> Egress:
+        return sum((c.egress for c in self.charges), Egress())
 
     def time_of(self, part: str) -> timedelta:
         return sum((c.time_of(part) for c in self.charges), ZERO)
@@ -151,7 +159,7 @@ def cost_report(
     events = sorted(events, key=lambda event: event.time)
     attempts = attempts_of(events, durable)
     charges = tuple(
-        _charge(attempt, attempts, now)
+        _charge(attempt, attempts, now, egress_of(attempt, events))
         for attempt in attempts
         if attempt.up is not None and attempt.up <= now
     )
@@ -183,7 +191,7 @@ def hours(time: timedelta) -> Fraction:
     return Fraction(time // microsecond, _HOUR // microsecond)
 
 
-def _charge(attempt: Attempt, attempts: Sequence[Attempt], now: datetime) -> Charge:
+def _charge(attempt: Attempt, attempts: Sequence[Attempt], now: datetime, egress: Egress) -> Charge:
     up = attempt.up
     assert up is not None  # the caller leaves out attempts without a machine
     end = max(up, min(attempt.end or now, now))
@@ -202,6 +210,7 @@ def _charge(attempt: Attempt, attempts: Sequence[Attempt], now: datetime) -> Cha
         lost=worked_until - kept_until,
         idle=end - worked_until,
         running=attempt.end is None,
+        egress=egress,
     )
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher import settings
-from launcher.command import ENV_PREFIX, CommandTree, Context, GlobalFlag, Option
+from launcher.command import ENV_PREFIX, CommandTree, Context, GlobalFlag, Option, is_verb
 from launcher.errors import UsageError, VlaunchError, nearest
 from launcher.values import Infra
 
@@ -207,10 +207,10 @@ def _read_files(tree: CommandTree) -> tuple[list[settings.SettingsFile], list[Ch
 
 def _verbs(tree: CommandTree, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     for part in tree.parts(path):
-        if isinstance(tree.at((*path, part)), click.Group):
-            yield from _verbs(tree, (*path, part))
-        elif tree.at((*path, part)) is not None:
+        command = tree.at((*path, part))
+        if command is not None and is_verb(command):
             yield (*path, part)
+        yield from _verbs(tree, (*path, part))
 
 
 def _value(param: Option, ctx: Context) -> tuple[str, str]:

@@ -215,8 +215,10 @@ def _progress(seen: RunView) -> str:
         parts.append(f"{seen.tokens_per_s:,.0f} tok/s")
     if seen.durable_step is not None and seen.durable_age is not None:
         parts.append(f"durable at {seen.durable_step}, {seen.durable_age.total_seconds():.0f} s ago")
-    if seen.next_save is not None:
-        parts.append(f"next save in {seen.next_save.total_seconds():.0f} s")
+    if (now := seen.saves.saving) is not None:
+        parts.append(f"saving {now.step}, {100 * now.sent_bytes / max(now.total_bytes, 1):.0f} %")
+    elif seen.saves.until_next is not None:
+        parts.append(f"next save in {seen.saves.until_next.total_seconds():.0f} s")
     return "  ".join([*parts, f"attempt {seen.attempt} in {seen.region}", seen.state.value])
 
 

@@ -22,18 +22,21 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from launcher.attempts import Attempt, Mark, attempts_of, moment, region_name
+from launcher.attempts import Attempt, Mark, attempts_of, region_name
 from launcher.costs import CostReport, cost_report
+from launcher.saves import Saves, saves_of
 from trainer.artifacts import layout
 from trainer.artifacts.journal import RunEvent, read_journal
 from trainer.artifacts.metrics import EvalRecord, StepRecord, read_metrics
-from trainer.artifacts.store import join_uri, open_store
+from trainer.artifacts.store import Store, join_uri, open_store
 from trainer.artifacts.validity import valid_manifests
 from trainer.errors import MissingKey, UsageError
 
 if TYPE_CHECKING:
     from trainer.artifacts.manifest import Manifest
 
+# Metrics arrive every few seconds (config: logging_seconds); only a long restore may be this quiet.
+SILENCE = timedelta(minutes=10)
 # Speed is the mean over the last steps: enough to be steady, few enough to follow a new machine.
 _SPEED_STEPS = 20
 
@@ -67,6 +70,7 @@ class RunRecord:
     evals: tuple[EvalRecord, ...] = ()
     manifests: tuple[Manifest, ...] = ()  # valid ones, newest first
     config: Mapping[str, Any] | None = None
+    upload: Mapping[str, Any] | None = None  # the last word of a save that took long
 
     @property
     def attempts(self) -> tuple[Attempt, ...]:
@@ -115,7 +119,7 @@ class RunView:
     region: str
     durable_step: int | None
     durable_age: timedelta | None
-    next_save: timedelta | None  # until the next save begins, while one is to come
+    saves: Saves
     preemptions: int
     failovers: int
     usd: float
@@ -142,7 +146,7 @@ class RunView:
             "region": self.region,
             "durable_step": self.durable_step,
             "durable_age_s": self.durable_age.total_seconds() if self.durable_age is not None else None,
-            "next_save_s": self.next_save.total_seconds() if self.next_save is not None else None,
+            **self.saves.as_dict(),
             "preemptions": self.preemptions,
             "failovers": self.failovers,
             "usd": self.usd,
@@ -159,10 +163,6 @@ def read_run(uri: str, run_id: str) -> RunRecord:
     run_uri = join_uri(uri, layout.run_prefix(run_id))
     store = open_store(run_uri)
     steps, evals = read_metrics(store)
-    try:
-        config = json.loads(store.get(layout.CONFIG))
-    except (MissingKey, ValueError):  # not written yet, or written by a newer version: the view does without
-        config = None
     return RunRecord(
         run_id=run_id,
         uri=run_uri,
@@ -170,8 +170,18 @@ def read_run(uri: str, run_id: str) -> RunRecord:
         steps=tuple(steps),
         evals=tuple(evals),
         manifests=tuple(valid_manifests(store)),
-        config=config,
+        config=_document(store, layout.CONFIG),
+        upload=_document(store, layout.UPLOAD),
     )
+
+
+def _document(store: Store, key: str) -> Mapping[str, Any] | None:
+    """None where it is not written yet, or by a newer version: the view does without."""
+    try:
+        found = json.loads(store.get(key))
+    except (MissingKey, ValueError):
+        return None
+    return found if isinstance(found, Mapping) else None
 
 
 def run_ids(uri: str) -> list[str]:
@@ -207,6 +217,7 @@ def view(record: RunRecord, now: datetime) -> RunView:
     attempts = record.attempts
     costs = record.costs(now)
     newest = record.manifests[0] if record.manifests else None
+    state = state_of(record.events)
     last = max(record.events, key=lambda event: event.time, default=None)
     evals = sorted(record.evals, key=lambda item: item.step)
     signs = [last.time] if last else []
@@ -215,7 +226,7 @@ def view(record: RunRecord, now: datetime) -> RunView:
     return RunView(
         run_id=record.run_id,
         uri=record.uri,
-        state=state_of(record.events),
+        state=state,
         created=record.events[0].time if record.events else None,
         step=record.steps[-1].step if record.steps else newest.step if newest else 0,
         max_steps=_max_steps(record),
@@ -227,7 +238,7 @@ def view(record: RunRecord, now: datetime) -> RunView:
         region=region_name(attempts[-1]) if attempts else "",
         durable_step=newest.step if newest else None,
         durable_age=max(timedelta(0), now - newest.created) if newest else None,
-        next_save=_next_save(record.events, now),
+        saves=saves_of(record.events, record.upload, now, running=state is State.RUNNING),
         preemptions=sum(_was_preempted(attempt, record.events) for attempt in attempts),
         failovers=sum(
             region_name(after) != region_name(before)
@@ -297,6 +308,8 @@ _TRANSITIONS: Mapping[str, Mapping[State, State]] = {
     "started": _row(_S, running=_REC, recovering=_REC, stopping=_STOPPING),
     "training": _row(_RUN, stopping=_STOPPING),
     "checkpoint": _STAY,
+    "replicated": _STAY,
+    "replica_failed": _STAY,
     "save_failed": _STAY,
     "fallback": _STAY,
     "warning": _STAY,
@@ -316,17 +329,6 @@ def _was_preempted(attempt: Attempt, events: Sequence[RunEvent]) -> bool:
         return attempt.reason == "preempted"
     kinds = {event.kind for event in events if event.attempt == attempt.ordinal}
     return "preempted" in kinds and not kinds & {"stopping", "limit"}
-
-
-def _next_save(events: Sequence[RunEvent], now: datetime) -> timedelta | None:
-    """From when the last save was taken and how often the box then meant to save."""
-    newest = max((event.attempt for event in events), default=0)
-    saves = (event for event in reversed(events) if event.kind == "checkpoint" and event.attempt == newest)
-    last = next(saves, None)
-    taken = moment(last.data.get("taken_at")) if last is not None else None
-    if last is None or taken is None or "next_s" not in last.data or state_of(events) is not State.RUNNING:
-        return None
-    return max(timedelta(0), taken + timedelta(seconds=float(last.data["next_s"])) - now)
 
 
 def _max_steps(record: RunRecord) -> int | None:

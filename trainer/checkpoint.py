@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
-import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Collection
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,14 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from trainer.artifacts.fencing import Lease, collect_garbage, newest_epoch
 from trainer.artifacts.journal import Journal
-from trainer.artifacts.manifest import FileEntry, Manifest, put_blob
-from trainer.artifacts.store import Store
-from trainer.config import ASSUMED_STALL_S, CheckpointSection
+from trainer.artifacts.manifest import Manifest, put_blob
+from trainer.artifacts.pace import Pace
+from trainer.cadence import Cadence
 from trainer.errors import Fenced, StoreError, VlaunchError
 from trainer.parallel import Sharded, World
+from trainer.replication import Replication
 from trainer.sampler import Position
+from trainer.uploading import Sent, Teller, Upload, first_problem
 
 log = logging.getLogger("trainer")
 
@@ -83,46 +84,6 @@ def seed_process(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)  # torch takes 63 bits
 
 
-@dataclass
-class Cadence:
-    """When the next save is due, from what saves have cost so far.
-
-    Young's first-order optimum (1974): the interval that balances standing still against work lost is
-    sqrt(2 * cost of a save * mean time between preemptions). It is kept above twice the time a save takes to become
-    durable, so that the writer does not compete with training all the time, and below max_interval_s.
-    """
-
-    settings: CheckpointSection
-    shares_cores: bool
-    stall_s: float = ASSUMED_STALL_S
-    save_s: float = 0.0
-
-    @property
-    def cost_s(self) -> float:
-        """Seconds of training that a save costs. Where training itself runs on the CPU, the background part
-        takes the same cores away."""
-        return self.stall_s + (self.save_s if self.shares_cores else 0.0)
-
-    @property
-    def takes_s(self) -> float:
-        """Seconds from the end of a step until it is durable, as the last save took; before the first one, little."""
-        return self.stall_s + self.save_s
-
-    @property
-    def interval_s(self) -> float:
-        optimum = math.sqrt(2.0 * self.cost_s * self.settings.mtbf_s)
-        return min(max(optimum, 2.0 * self.save_s), self.settings.max_interval_s)
-
-    def told(self) -> dict[str, float]:
-        """For people who watch: seconds from one save to the next, where time decides."""
-        return {"next_s": round(self.interval_s, 1)} if self.settings.save_strategy == "auto" else {}
-
-    def due(self, step: int, since_last_s: float) -> bool:
-        if self.settings.save_strategy == "steps":
-            return step % self.settings.save_steps == 0
-        return since_last_s >= self.interval_s
-
-
 @dataclass(frozen=True, slots=True)
 class _Save:
     """One save under way."""
@@ -135,14 +96,6 @@ class _Save:
     stall_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """What one process reports when its files are in the store, or why they are not."""
-
-    entries: tuple[FileEntry, ...]
-    problem: str | None
-
-
 class Checkpointer:
     """Saves of one attempt: at most one under way at a time.
 
@@ -153,23 +106,29 @@ class Checkpointer:
     def __init__(
         self,
         world: World,
-        store: Store,
         lease: Lease,
         journal: Journal,
-        settings: CheckpointSection,
+        replication: Replication,
+        cadence: Cadence,
+        bytes_per_s: float | None,
         stage: Path,
         parent: Manifest | None,
         before_commit: Callable[[], None],
     ) -> None:
-        self.cadence = Cadence(settings, shares_cores=world.device.type == "cpu")
+        """`bytes_per_s`: the most that this process sends; None is as much as it can."""
+        self.cadence = cadence
         self.durable_step = parent.step if parent else 0
         self.best_step: int | None = None
         """Of the durable checkpoint that is kept however old it becomes; known to the first process."""
         self.last_failed = False
-        self._world, self._store, self._lease, self._journal = world, store, lease, journal
+        self._world, self._store, self._lease, self._journal = world, lease.store, lease, journal
+        self._replication = replication
+        self._durable_count = 0
+        self._bytes_per_s = bytes_per_s
         self._stage = stage
         self._parent = parent
-        self._settings = settings
+        self._durable_at = parent.created.timestamp() if parent else None
+        self._skipped = 0
         self._before_commit = before_commit
         self._thread: threading.Thread | None = None
         self._fenced: Fenced | None = None
@@ -188,8 +147,21 @@ class Checkpointer:
     def busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
+    @property
+    def durable_age_s(self) -> float | None:
+        """Seconds since the newest durable step became durable; None where nothing is."""
+        return max(0.0, time.time() - self._durable_at) if self._durable_at is not None else None
+
     def due(self, step: int) -> bool:
         return self.cadence.due(step, time.monotonic() - self._last_begun)
+
+    def skip(self, step: int) -> None:
+        """A save is due while one is under way. By time the next step is as good; by steps it is left out."""
+        if self.cadence.settings.save_strategy == "auto":
+            return
+        self._skipped += 1
+        if self._skipped == 1 and self._world.leads:
+            log.warning("the store is slower than the saves: step %d is not saved, one is still under way", step)
 
     def save(self, step: int, position: Position, sharded: Sharded, *, best: bool = False) -> None:
         """Begin a save of the state after optimiser step number `step`. Returns after the copy. The newest `best`
@@ -221,6 +193,10 @@ class Checkpointer:
             self._thread = None
         self.raise_if_fenced()
 
+    def hurry(self) -> None:
+        """The machine goes: from now on nothing but durability is waited for. Called by every process."""
+        self._replication.end()
+
     def raise_if_fenced(self) -> None:
         if self._fenced is not None:
             raise self._fenced
@@ -231,95 +207,93 @@ class Checkpointer:
 
     def _finish(self, save: _Save, written: Any) -> None:
         began = time.monotonic()
-        mine = self._send(written, save.directory)
-        verdict = "failed"
+        everyone, verdict, kept = [], "failed", None
         try:
-            everyone = self._gather(mine)
-            verdict = self._tell(self._verdict(save, everyone, began))
+            everyone = self._send(save, written)
+            verdict, kept = self._verdict(save, everyone, began)
+            verdict = self._tell(verdict)
         except RuntimeError as error:  # another process is gone: the supervisor is about to end this one too
             log.warning("the save of step %d was cut short: %s", save.step, str(error).partition("\n")[0])
         self.cadence.save_s = time.monotonic() - began
         self.last_failed = verdict == "failed"
         if verdict == "durable":
-            self.durable_step = save.step
+            self.durable_step, self._durable_at = save.step, time.time()
+            self._replicate(save, everyone, kept)
         if verdict == "fenced":
             self._fenced = Fenced(
                 "a newer attempt has claimed this run", hint="nothing is lost: it continues"
             )
+        self.cadence.busy_s = time.monotonic() - began
         # Each process clears what it wrote: on several machines every one has a stage of its own.
         for path in self._mine(save.directory):
             path.unlink(missing_ok=True)
         with suppress(OSError):  # the last one to leave removes the folder
             save.directory.rmdir()
 
-    def _verdict(self, save: _Save, everyone: list[_Sent], began: float) -> str:
-        """The first process's word. Never raises: the others wait for it."""
-        verdict = "failed"
+    def _send(self, save: _Save, written: Any) -> list[Sent]:
+        """What became of every process's files."""
+        upload = Upload(self._world, Pace(self._bytes_per_s))
+        send = partial(put_blob, self._store, epoch=self._lease.epoch, known=self._lease.reusable)
+
+        def files() -> list[Path]:
+            written.result()
+            return self._mine(save.directory)
+
+        if not self._world.leads:
+            return upload.together(files, send, lambda progress: None)
+        with closing(Teller(self._store, self._lease.epoch, save.step)) as teller:
+            return upload.together(files, send, teller)
+
+    def _verdict(
+        self, save: _Save, everyone: list[Sent], began: float
+    ) -> tuple[str, Collection[str] | None]:
+        """The first process's word, and the blobs that are kept. Never raises: the others wait for it."""
+        verdict, kept = "failed", None
         try:
             if self._world.leads:
                 verdict = self._commit(save, everyone, began)
                 if save.best and verdict == "durable":
                     self.best_step = save.step
-                self._collect()
+                kept = self._collect()
         except Exception:  # a fault of this program must not end the thread unheard
             log.exception("the save of step %d failed", save.step)
-        return verdict
+        return verdict, kept
 
-    def _send(self, written: Any, directory: Path) -> _Sent:
-        """Write this process's shard and put it into the store. Never raises: the others wait for its word."""
-        try:
-            written.result()
-            entries = [
-                put_blob(self._store, path, epoch=self._lease.epoch, known=self._lease.reusable)
-                for path in self._mine(directory)
-            ]
-            return _Sent(tuple(entries), None)
-        except dcp.CheckpointException as error:
-            told, _ = next(iter(error.failures.values()))
-            return _Sent((), f"the local disk of this machine: {told}")
-        except VlaunchError as error:
-            return _Sent((), error.message)
-        except Exception as error:
-            log.exception("the save failed in a way that this program does not know")
-            return _Sent((), f"{type(error).__name__}: {error}")
+    def _replicate(self, save: _Save, everyone: list[Sent], kept: Collection[str] | None) -> None:
+        """Copies for other regions, while the files are still on this disk. Every process counts alike."""
+        self._durable_count += 1
+        if self._replication.due(self._durable_count):
+            paths = partial(self._mine, save.directory)
+            entries = everyone[self._world.rank].entries
+            manifest = self._parent if self._world.leads else None
+            self._replication.copy(paths, entries, manifest, kept, self._bytes_per_s)
 
     def _mine(self, directory: Path) -> list[Path]:
         """This process's files of a save: DCP numbers the shards of rank r from r + 1."""
         return sorted(directory.glob(f"shard-{self._world.rank + 1:05d}-*"))
 
-    def _commit(self, save: _Save, everyone: list[_Sent], began: float) -> str:
+    def _commit(self, save: _Save, everyone: list[Sent], began: float) -> str:
         """The commit point, on the first process alone. Returns durable, failed or fenced."""
-        problems = [sent.problem for sent in everyone if sent.problem]
         sent_s = time.monotonic() - began
-        entries = tuple(entry for sent in everyone for entry in sent.entries)
-        manifest = Manifest(
-            step=save.step,
-            epoch=self._lease.epoch,
-            parent=self._parent.key if self._parent else None,
-            world_size=self._world.size,
-            machine=self._world.machine,
-            samples=save.position.samples,
-            tokens=save.position.tokens,
-            region=os.environ.get("VLAUNCH_REGION", ""),
-            store=self._store.uri,
-            files=entries,
-        )
+        manifest = self._manifest(save, everyone)
+        problem = first_problem(everyone)
         try:
-            if not problems:
+            if not problem:
                 self._before_commit()
                 self._lease.commit(manifest)
         except Fenced:
             self._journal.record("fenced", by=newest_epoch(self._store))
             return "fenced"
         except (StoreError, OSError) as error:
-            problems = [str(error)]
-        if problems:
-            log.warning("nothing is durable since step %d: %s", self.durable_step, problems[0])
-            self._journal.record("save_failed", step=save.step, error=problems[0])
+            problem = str(error)
+        if problem:
+            log.warning("nothing is durable since step %d: %s", self.durable_step, problem)
+            self._journal.record("save_failed", step=save.step, error=problem)
             return "failed"
         if self.last_failed:
             log.warning("the store works again: durable at step %d", save.step)
         self._parent = manifest
+        self.cadence.save_s = time.monotonic() - began  # already for what is told of the next one
         self._journal.record(
             "checkpoint",
             step=save.step,
@@ -327,30 +301,39 @@ class Checkpointer:
             durable_at=time.time(),
             stall_s=round(save.stall_s, 4),
             upload_s=round(sent_s, 4),
-            save_s=round(time.monotonic() - began, 4),
+            save_s=round(self.cadence.save_s, 4),
             bytes=manifest.size,
             sent_bytes=sum(file.size for file in manifest.files if file.epoch == self._lease.epoch),
+            skipped=self._skipped,
             **self.cadence.told(),
         )
+        self._skipped = 0
         return "durable"
 
-    def _collect(self) -> None:
-        """Old checkpoints and what failed saves left go before the next save may begin; a failure here costs only
-        space until then."""
-        keep = self._settings
+    def _manifest(self, save: _Save, everyone: list[Sent]) -> Manifest:
+        return Manifest(
+            step=save.step,
+            epoch=self._lease.epoch,
+            parent=self._parent.key if self._parent else None,
+            world_size=self._world.size,
+            machine=self._world.machine,
+            samples=save.position.samples,
+            tokens=save.position.tokens,
+            region=self._replication.own_region,
+            store=self._store.uri,
+            files=tuple(entry for sent in everyone for entry in sent.entries),
+        )
+
+    def _collect(self) -> Collection[str] | None:
+        """Old checkpoints and what failed saves left go before the next save may begin. Returns the manifests that
+        are left; None where it failed, which costs only space until then."""
+        keep = self.cadence.settings
+        wanted = (keep.save_total_limit, keep.keep_every, _SHARED_GRACE_S, self.best_step)
         try:
-            collect_garbage(
-                self._store, self._lease, keep.save_total_limit, keep.keep_every, _SHARED_GRACE_S, self.best_step
-            )
+            return collect_garbage(self._store, self._lease, *wanted).kept
         except (VlaunchError, OSError) as error:
             log.debug("old checkpoints stay for now: %s", error)
-
-    def _gather(self, mine: _Sent) -> list[_Sent]:
-        if self._world.size == 1:
-            return [mine]
-        everyone: list[Any] = [None] * self._world.size
-        dist.all_gather_object(everyone, mine, group=self._world.commit_group)
-        return everyone
+            return None
 
     def _tell(self, verdict: str) -> str:
         if self._world.size == 1:

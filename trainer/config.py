@@ -153,9 +153,11 @@ class CheckpointSection(Section):
     save_steps: int = Field(default=500, ge=1)
     """Steps between saves under save_strategy=steps."""
     mtbf_s: float = Field(default=7200.0, gt=0)
-    """Expected seconds between two preemptions; 2 h is a poor spot zone's. --preempt-every sets it."""
+    """Expected seconds between preemptions until some were seen; 2 h is a poor spot zone's. --preempt-every sets it."""
     max_interval_s: float = Field(default=1200.0, gt=0)
     """No work older than this is ever at risk, whatever the formula says."""
+    upload_limit_mb_per_s: float | None = Field(default=None, gt=0)
+    """The most that one machine sends of its checkpoints, in megabytes (10^6) per second; None is all it can."""
     save_total_limit: int = Field(default=2, ge=1)
     """Newest checkpoints kept; 2, so that a corrupt one has a fallback."""
     keep_every: int = Field(default=0, ge=0)
@@ -164,6 +166,22 @@ class CheckpointSection(Section):
     """Keep the checkpoint with the lowest held-out loss, and export that one instead of the last."""
     on_notice: bool = True
     """Try one more save when the machine announces its end."""
+
+
+class Replica(Section):
+    uri: str
+    """Another store, in which the run has a folder of the same name."""
+    region: str = ""
+    """Cloud and region of it, as `aws/eu-west-1`; empty asks S3 or GCS."""
+
+
+class StoreSection(Section):
+    region: str = ""
+    """Cloud and region of the run's own store, as `aws/us-east-1`; empty asks S3 or GCS."""
+    replicas: tuple[Replica, ...] = ()
+    """Stores in other regions that get copies of checkpoints, as `[{"uri": "s3://..."}]`; adapters always."""
+    replicate_full_every: int = Field(default=0, ge=0)
+    """Of checkpoints of all weights, copy one in so many; 0 none: a copy of each costs more than a move."""
 
 
 class ParallelSection(Section):
@@ -199,6 +217,7 @@ class TrainConfig(Section):
     train: TrainSection = TrainSection()
     lora: LoraSection = LoraSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    store: StoreSection = StoreSection()
     parallel: ParallelSection = ParallelSection()
     export: ExportSection = ExportSection()
 

@@ -84,7 +84,9 @@ def train(job: Job, start: int) -> tuple[Ending, int]:
         best = (last or _held_out_due(job, done)) and _measure_held_out(job, done)
         if best and job.checkpoint.keep_best:
             _save(job, done, best=True)  # not skipped where another save is under way: it waits for that one
-        elif due and not busy and not last:
+        elif due and busy:
+            saver.skip(done)
+        elif due and not last:
             _save(job, done)
     return "finished", job.total_steps
 
@@ -158,6 +160,8 @@ def _tell(job: Job, step: int, loss: float, norm: float, seconds: float) -> None
             epoch=job.epoch,
             time=time.time(),
             step_s=seconds,
+            durable_step=job.checkpointer.durable_step,
+            durable_age_s=job.checkpointer.durable_age_s,
         )
     )
 
@@ -193,6 +197,7 @@ def _save(job: Job, step: int, *, best: bool = False) -> None:
 def _leave(job: Job, step: int) -> None:
     """The machine is going: let the save under way land, then save this very step if there is time for it."""
     saver, notice = job.checkpointer, job.notice
+    saver.hurry()
     if job.world.leads:
         job.observer.noticed(step, notice.source, notice.left_s, saver.cadence.takes_s)
     saver.wait()

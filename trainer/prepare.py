@@ -11,9 +11,10 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +36,9 @@ log = logging.getLogger("trainer")
 # Raised when the meaning of the cached files changes, so that an older cache is not taken for a new one.
 _FORMAT = 2
 _TOKENISER, _TRAIN, _HELD_OUT, _BASE, _REPORT = "tokeniser", "train", "held-out", "base", "report.json"
-_WEIGHTS = ".safetensors"
 # In the report: the commit of a Hugging Face base that the first attempt took.
 _COMMIT = "base_commit"
+_WEIGHTS = ".safetensors"
 # Blobs fetched at once: enough to hide a store's latency, few enough to leave the cores to imports.
 _PARALLEL = 4
 
@@ -96,12 +97,14 @@ def _found(store: Store, config: TrainConfig, directory: Path, *, weights: bool)
     return Inputs(made / _TOKENISER, made / _TRAIN, held_out, base, report)
 
 
-def fetch_all(store: Store, entries: list[FileEntry], directory: Path) -> list[Path]:
+def fetch_all(
+    fetch_one: Callable[[FileEntry, Path], Path], entries: list[FileEntry], directory: Path
+) -> list[Path]:
     """Fetch and verify files, several at once; names may hold one folder."""
     for entry in entries:
         (directory / entry.name).parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(_PARALLEL) as pool:
-        return list(pool.map(lambda entry: fetch_verified(store, entry, directory), entries))
+        return list(pool.map(lambda entry: fetch_one(entry, directory), entries))
 
 
 def _cache_name(config: TrainConfig) -> str:
@@ -128,7 +131,7 @@ def _fetch_cached(store: Store, key: str, directory: Path) -> bool:
         return False
     entries = [FileEntry.model_validate(entry) for entry in listed["files"]]
     try:
-        fetch_all(store, entries, directory)
+        fetch_all(partial(fetch_verified, store), entries, directory)
     except (CorruptObject, MissingKey) as error:
         log.warning("the prepared corpus in the store is damaged and is made anew: %s", error)
         for entry in entries:
@@ -217,7 +220,7 @@ def _files(store: Store, files: tuple[StoredFile, ...], directory: Path) -> list
         FileEntry(name=f"{number:04d}/{file.name}", blob=file.blob, size=file.size)
         for number, file in enumerate(files)
     ]
-    return fetch_all(store, entries, directory)
+    return fetch_all(partial(fetch_verified, store), entries, directory)
 
 
 def _needs_random_base(config: TrainConfig) -> bool:
@@ -243,9 +246,10 @@ def _base(
 ) -> Path | None:
     """The folder of the base, if there is one; without `weights` just its other files are sure to be there."""
     if config.model.files:
-        wanted = [file for file in config.model.files if weights or not file.name.endswith(_WEIGHTS)]
-        missing = [FileEntry(**file.model_dump()) for file in wanted if not (directory / file.name).exists()]
-        fetch_all(store, missing, directory)
+        files = [FileEntry(**file.model_dump()) for file in config.model.files]
+        wanted = [file for file in files if weights or not file.name.endswith(_WEIGHTS)]
+        missing = [file for file in wanted if not (directory / file.name).is_file()]
+        fetch_all(partial(fetch_verified, store), missing, directory)
         return directory
     if config.model.base is None:
         return None

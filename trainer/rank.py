@@ -24,8 +24,10 @@ from trainer.artifacts.fencing import Lease, valid_manifests
 from trainer.artifacts.journal import Journal
 from trainer.artifacts.manifest import Manifest
 from trainer.artifacts.metrics import EvalRecord, MetricsWriter, StepRecord
+from trainer.artifacts.sources import Sources
 from trainer.artifacts.store import Store
 from trainer.batching import Fullest, Peak, rehearse
+from trainer.cadence import Cadence, measured_mtbf_s
 from trainer.checkpoint import Checkpointer, restore, seed_process
 from trainer.choices import Choices, choose
 from trainer.config import TrainConfig
@@ -39,6 +41,7 @@ from trainer.packing import Rows, first_fit_decreasing, one_per_row
 from trainer.parallel import Sharded, Source, World, joined, spread
 from trainer.preemption import Board, Notice
 from trainer.prepare import Inputs, fetch_all
+from trainer.replication import Replication
 from trainer.sampler import Sampler
 from trainer.shape import Shape, head_dim
 from trainer.shortage import ends_if_memory_runs_out, told_if_memory_runs_out
@@ -57,6 +60,8 @@ class Brief:
 
     config: TrainConfig
     store: Store
+    sources: Sources
+    """The store and its replicas."""
     lease: Lease
     journal: Journal
     attempt: int
@@ -193,8 +198,10 @@ def _set_up(
     clock.mark("load")
     total = sampler.total_steps(train_config.num_train_epochs, train_config.max_steps)
     observer = RankObserver(brief, world, total, start, clock)
+    limit = config.checkpoint.upload_limit_mb_per_s
     checkpointer = Checkpointer(
-        world, brief.store, brief.lease, brief.journal, config.checkpoint, brief.workdir / "stage",
+        world, brief.lease, brief.journal, Replication(world, brief.sources, config, brief.journal),
+        _cadence(brief, world), limit and limit * 1e6 / _on_this_machine(brief), brief.workdir / "stage",
         brief.resumed, observer.flush,
     )  # fmt: skip
     standing = resumed_standing(config, brief.store, start, world)
@@ -204,6 +211,18 @@ def _set_up(
         notice, observer, standing, brief.attempt, brief.lease.epoch,
     )  # fmt: skip
     return job, start, observer
+
+
+def _cadence(brief: Brief, world: World) -> Cadence:
+    """The first process decides when to save, so it alone looks at how long earlier machines have lasted."""
+    settings = brief.config.checkpoint
+    mtbf_s = settings.mtbf_s
+    if world.leads:
+        try:
+            mtbf_s = measured_mtbf_s(brief.store, brief.attempt, settings.mtbf_s)
+        except StoreError as error:
+            log.debug("earlier attempts are not looked at: %s", error)
+    return Cadence(settings, shares_cores=world.device.type == "cpu", mtbf_s=mtbf_s)
 
 
 def _build(brief: Brief, world: World, tokeniser: PreTrainedTokenizerFast, choices: Choices) -> Sharded:
@@ -295,7 +314,7 @@ def _take_best(brief: Brief, job: Job, step: int) -> int:
         log.info("taking step %d: its held-out loss of %.4f is the lowest", best, job.standing.best_loss)
     folder = brief.workdir / "best"
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # once per machine
-        fetch_all(brief.store, list(kept.files), folder)
+        fetch_all(brief.sources.fetch, list(kept.files), folder)
     job.world.agree(0.0)
     restore(folder, kept, job.sharded, job.world, job.train.seed)
     return best

@@ -13,6 +13,7 @@ from pathlib import Path
 from trainer.artifacts.fencing import Lease
 from trainer.artifacts.journal import Journal
 from trainer.artifacts.manifest import Manifest
+from trainer.artifacts.sources import Sources
 from trainer.errors import CorruptObject, MissingKey, StoreError
 
 log = logging.getLogger("trainer")
@@ -21,8 +22,8 @@ log = logging.getLogger("trainer")
 class Resuming:
     """Fetches checkpoints of the lease's run into `folder`, one at a time."""
 
-    def __init__(self, lease: Lease, journal: Journal, folder: Path) -> None:
-        self._lease, self._journal, self._folder = lease, journal, folder
+    def __init__(self, lease: Lease, journal: Journal, sources: Sources, folder: Path) -> None:
+        self._lease, self._journal, self._sources, self._folder = lease, journal, sources, folder
         self._damaged = False
 
     def newest(self) -> Manifest | None:
@@ -78,7 +79,7 @@ class Resuming:
 
         shutil.rmtree(self._folder, ignore_errors=True)
         try:
-            fetch_all(self._lease.store, list(manifest.files), self._folder)
+            fetch_all(self._sources.fetch, list(manifest.files), self._folder)
         except (CorruptObject, MissingKey):
             shutil.rmtree(self._folder, ignore_errors=True)
             raise

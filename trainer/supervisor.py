@@ -23,6 +23,7 @@ from trainer.artifacts.fencing import Lease, claim
 from trainer.artifacts.journal import Journal
 from trainer.artifacts.layout import CONFIG, epoch_key
 from trainer.artifacts.manifest import Manifest
+from trainer.artifacts.sources import Sources
 from trainer.artifacts.store import Store
 from trainer.config import TrainConfig, decode_config
 from trainer.endings import Report, failure
@@ -75,6 +76,7 @@ class Attempt:
             notice_length_s()  # refused here, where it costs nothing
             nodes = Nodes.from_environment(os.environ)
             config = self._config()
+            self._sources = Sources(self.store, config.store, os.environ.get("VLAUNCH_REGION", ""))
             begin = self._lead if nodes.leads else self._join
             begin(nodes)
         except _Leave:
@@ -148,6 +150,9 @@ class Attempt:
                 world_size=size * self._gang.nodes.count,
                 region=os.environ.get("VLAUNCH_REGION", ""),
                 corpus=inputs.report,
+                store_region=self._sources.region,
+                read=self._sources.read(),
+                nodes=self._gang.nodes.count,
             )
         log.info(
             "attempt %d: %s", self.attempt, f"resuming after step {resumed.step}" if resumed else "starting"
@@ -161,16 +166,16 @@ class Attempt:
         from trainer.prepare import build, fetch, with_weights
 
         with _Pool() as pool:
-            fetched = pool.submit(fetch, self.store, config, self._workdir)
+            fetched = pool.submit(fetch, self._sources.own, config, self._workdir)
             restored = pool.submit(self._resuming(lease).newest)
             self._import(config)
             resumed = restored.result()
             inputs = fetched.result()
         if inputs is None:
             log.info("preparing tokeniser and corpus")
-            inputs = build(self.store, config, self._workdir)
+            inputs = build(self._sources.own, config, self._workdir)
         elif resumed is None:
-            inputs = with_weights(self.store, config, self._workdir, inputs)
+            inputs = with_weights(self._sources.own, config, self._workdir, inputs)
         self._mark("fetch")
         head.gather()
         lease.start(resumed.step if resumed else 0, resumed.key if resumed else None)
@@ -185,7 +190,7 @@ class Attempt:
 
         resuming = self._resuming(lease)
         with _Pool() as pool:
-            fetched = pool.submit(fetch, cast(Store, _Untouched(self.store)), config, self._workdir)
+            fetched = pool.submit(fetch, self._untouched(), config, self._workdir)
             guessed = pool.submit(resuming.guess)
             self._import(config)
             key, reusable = member.started()
@@ -196,19 +201,22 @@ class Attempt:
             resumed = likely if likely and likely.key == key else resuming.told(key)
             lease.reusable = resumed.files if reusable else ()
         if inputs is None:  # the head has built them by now
-            inputs = fetch(cast(Store, _Untouched(self.store)), config, self._workdir)
+            inputs = fetch(self._untouched(), config, self._workdir)
         if inputs is None:
             raise StoreError(
                 f"{self.store.uri} does not show this node the corpus that the head has prepared",
                 hint="every node must see the same store: give a bucket, or a folder that all of them share",
             )
         if resumed is None:
-            inputs = with_weights(self.store, config, self._workdir, inputs)
+            inputs = with_weights(self._untouched(), config, self._workdir, inputs)
         self._mark("fetch")
         return inputs, resumed
 
     def _resuming(self, lease: Lease) -> Resuming:
-        return Resuming(lease, self.journal, self._workdir / "checkpoint")
+        return Resuming(lease, self.journal, self._sources, self._workdir / "checkpoint")
+
+    def _untouched(self) -> Store:
+        return cast(Store, _Untouched(self._sources.own))
 
     def _make_workdir(self) -> None:
         """An empty folder of this attempt's own; those of its forerunners on this disk go. Nodes may share a disk."""
@@ -252,6 +260,7 @@ class Attempt:
             resumed=resumed,
             workdir=self._workdir,
             world_size=size * nodes.count,
+            sources=self._sources,
             threads=config.parallel.threads or max(1, (os.cpu_count() or 1) // size),
             rendezvous=f"file://{self._workdir}/rendezvous" if alone else nodes.rendezvous,
             clock=self.clock,

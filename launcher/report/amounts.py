@@ -8,6 +8,7 @@ from datetime import timedelta
 from fractions import Fraction
 
 from launcher.costs import PARTS, CostReport
+from launcher.egress import Egress
 
 # A shorter wait is only the time between two journal entries.
 WORTH_SAYING = timedelta(seconds=1)
@@ -81,6 +82,15 @@ def total_line(report: CostReport) -> str:
     machines = f"{count} machine{'s' if count > 1 else ''}"
     line = f"{usd(report.usd)} {' and '.join(report.markets)} for {duration(report.billed)} on {machines}"
     return "; ".join([f"{line} ({split})", *_comparison(report), *_payment(report)])
+
+
+def egress_text(egress: Egress) -> str:
+    """What crossed regions and what it costs, besides the machines; empty where nothing did."""
+    if not egress.bytes:
+        return ""
+    price = "no price is known" if egress.usd is None else f"{usd(egress.usd)} besides the machines"
+    source = f" ({'; '.join(egress.sources)})" if egress.sources else ""
+    return f"out of a region: {egress.bytes / 1e9:,.3f} GB, {price}{source}"
 
 
 def _comparison(report: CostReport) -> list[str]:

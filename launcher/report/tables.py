@@ -46,6 +46,9 @@ def total(report: CostReport) -> dict[str, Any]:
         "waiting_s": report.waiting.total_seconds(),
         "parts": {part: _amounts(report.time_of(part), report.usd_of(part)) for part in PARTS},
         "on_demand_usd": None if report.on_demand_usd is None else float(report.on_demand_usd),
+        "egress_bytes": report.egress.bytes,
+        "egress_usd": _float(report.egress.usd),
+        "egress_sources": list(report.egress.sources),
         "saved_share": None if report.saved is None else float(report.saved),
     }
 
@@ -110,6 +113,8 @@ def _attempt(charge: Charge) -> dict[str, Any]:
         "price_source": price.source,
         "notional": price.notional,
         "sent_bytes": attempt.sent_bytes,
+        "egress_bytes": charge.egress.bytes,
+        "egress_usd": _float(charge.egress.usd),
         "billed_s": charge.billed.total_seconds(),
         "usd": float(charge.usd),
         "parts": {part: _amounts(charge.time_of(part), charge.usd_of(part)) for part in PARTS},

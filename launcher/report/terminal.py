@@ -6,17 +6,20 @@ import math
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from launcher.attempts import region_name
 from launcher.costs import Charges, CostReport, combine
 from launcher.output import table
-from launcher.report.amounts import WORTH_SAYING, duration, places_for, total_line, usd
+from launcher.report.amounts import WORTH_SAYING, duration, egress_text, places_for, total_line, usd
 from launcher.report.curve import curve
-from launcher.runview import RunRecord, RunView
+from launcher.runview import SILENCE, RunRecord, RunView
+from launcher.saves import Saves
 from trainer.artifacts.metrics import EvalRecord, StepRecord
 
-# Metrics arrive every few seconds (config: logging_seconds); only a long restore may be this quiet.
-_SILENCE = timedelta(minutes=10)
+if TYPE_CHECKING:
+    from launcher.prune import Pruning
+
 _SHOWN = ("useful", "restart", "lost", "idle")
 _BILL = ("ATTEMPT", "REGION", "MACHINE", "ENDED", "TIME", *map(str.upper, _SHOWN), "DOLLARS")
 _RUNS = ("RUN", "STATE", "STEP", "LOSS", "ATTEMPT", "REGION", "PREEMPTIONS", "DOLLARS", "LAST EVENT")
@@ -70,6 +73,8 @@ def bill_text(report: CostReport) -> str:
     )
     if report.waiting >= WORTH_SAYING:
         lines.append(f"without a machine: {duration(report.waiting)}\n")
+    if egress_text(report.egress):
+        lines.append(f"{egress_text(report.egress)}\n")
     lines += [f"note: {note}\n" for note in report.notes]
     return "".join([*lines, total_line(report), "\n"])
 
@@ -96,7 +101,7 @@ def status_text(seen: RunView, bill: CostReport, now: datetime) -> str:
     """One fact per line."""
     durable = "nothing yet: a preemption now starts over"
     if seen.durable_step is not None and seen.durable_age is not None:
-        durable = f"step {seen.durable_step:,}, {duration(seen.durable_age)} old"
+        durable = f"at step {seen.durable_step:,}, {duration(seen.durable_age)} ago"
     ends = [loss for loss in (seen.eval_first, seen.eval_last) if loss is not None]
     held_out = " -> ".join(f"{loss:.4g}" for loss in dict.fromkeys(ends)) or "-"
     facts = [
@@ -107,6 +112,7 @@ def status_text(seen: RunView, bill: CostReport, now: datetime) -> str:
         ("held-out loss", held_out),
         ("speed", f"{seen.tokens_per_s:,.0f} tokens/s" if seen.tokens_per_s else "-"),
         ("durable", durable),
+        *_saves(seen.saves),
         ("attempt", f"{seen.attempt} in {seen.region}" if seen.attempt else "none yet"),
         ("preemptions", f"{seen.preemptions}, {seen.failovers} to another region"),
         ("dollars", total_line(bill)),
@@ -114,6 +120,29 @@ def status_text(seen: RunView, bill: CostReport, now: datetime) -> str:
         ("store", seen.uri),
     ]
     return "".join(f"{name:<14} {value}\n" for name, value in facts)
+
+
+def prune_text(found: Sequence[Pruning], *, pruned: bool = False) -> str:
+    """A row per run that has something to delete, and the sum."""
+    rows = [
+        (each.run_id, _listed(each.kept_steps), _listed(each.steps), each.files, f"{each.bytes / 1e6:,.1f}")
+        for each in found
+        if each.files
+    ]
+    files, size = sum(each.files for each in found), sum(each.bytes for each in found)
+    traces = sum(each.traces for each in found)
+    unfinished = f" and {traces} unfinished uploads" if traces else ""
+    total = f"{'deleted' if pruned else 'would go'}: {files:,} files with {size / 1e6:,.1f} MB{unfinished}\n"
+    if not rows:
+        return total if traces else "nothing to delete\n"
+    heads = ("RUN", "KEPT STEPS", "DELETED STEPS" if pruned else "STEPS TO DELETE", "FILES", "MB")
+    return table(heads, rows, right=("FILES", "MB")) + total
+
+
+def _listed(steps: Sequence[int], shown: int = 4) -> str:
+    """The newest few."""
+    more = f" and {len(steps) - shown} more" if len(steps) > shown else ""
+    return ", ".join(str(step) for step in reversed(steps[-shown:])) + more
 
 
 def metrics_text(record: RunRecord, last: int, width: int) -> str:
@@ -168,6 +197,19 @@ def shows_unicode() -> bool:
     return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
 
 
+def _saves(seen: Saves) -> list[tuple[str, str]]:
+    """The save under way, and how often there is one; nothing where nothing is known."""
+    told = []
+    if (now := seen.saving) is not None:
+        sent = f"{now.sent_bytes / 1e6:,.0f} of {now.total_bytes / 1e6:,.0f} MB"
+        to_go = f", {duration(now.left_s)} to go" if now.left_s is not None else ""
+        told.append(("saving", f"step {now.step:,}: {sent}, {now.bytes_per_s / 1e6:,.1f} MB/s{to_go}"))
+    if seen.every is not None:
+        why = ": twice what the store takes for one" if seen.store_is_slow else ""
+        told.append(("saves", f"every {duration(seen.every)}{why}"))
+    return told
+
+
 def _amounts(group: Charges, places: int) -> tuple[str, ...]:
     times = [duration(group.billed), *(duration(group.time_of(part)) for part in _SHOWN)]
     return (*times, usd(group.usd, places))
@@ -181,7 +223,7 @@ def _state(seen: RunView, now: datetime) -> str:
     """The state, and how long nothing was heard of a run that should be alive."""
     silent = now - seen.last_sign_at if seen.last_sign_at else timedelta(0)
     return seen.state.value + (
-        f", silent for {duration(silent)}" if seen.state.live and silent > _SILENCE else ""
+        f", silent for {duration(silent)}" if seen.state.live and silent > SILENCE else ""
     )
 
 

@@ -45,6 +45,14 @@ def test_the_newest_and_every_kth_checkpoint_stay_with_all_their_blobs(
     assert {entry.key for entry in store.list("blob/")} == named
 
 
+def test_all_checkpoints_go_where_none_is_to_be_kept(store: MemoryStore, disk: Disk) -> None:
+    lease = saved(store, disk, 10, 20, 30)
+    assert collect_garbage(store, lease, keep_last=0, keep_every=20, grace_s=-1.0).blobs == 2
+    assert steps(store) == [20]
+    assert collect_garbage(store, lease, keep_last=0, keep_every=0, grace_s=-1.0).manifests
+    assert steps(store) == [] and not [*store.list("blob/")]
+
+
 def test_the_best_checkpoint_stays_however_old_it_is(store: MemoryStore, disk: Disk) -> None:
     lease = saved(store, disk, 10, 20, 30, 40)
     report = collect_garbage(store, lease, keep_last=1, keep_every=0, grace_s=-1.0, best=20)
@@ -113,8 +121,8 @@ def test_only_the_holder_of_the_run_may_collect(store: MemoryStore, disk: Disk) 
     with pytest.raises(Fenced):
         collect_garbage(store, lease, 1, 0, -1.0)
     assert steps(store) == [20, 10]
-    with pytest.raises(ValueError, match="keep_last=0"):
-        collect_garbage(store, lease, 0, 0, -1.0)
+    with pytest.raises(ValueError, match="keep_last=-1"):
+        collect_garbage(store, lease, -1, 0, -1.0)
 
 
 def test_a_newest_checkpoint_that_cannot_be_read_is_not_taken_for_garbage(

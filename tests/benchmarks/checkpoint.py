@@ -40,12 +40,15 @@ sys.path.insert(0, str(REPOSITORY))
 
 from trainer.artifacts.fencing import Lease, claim  # noqa: E402
 from trainer.artifacts.journal import Journal  # noqa: E402
+from trainer.artifacts.sources import Sources  # noqa: E402
 from trainer.artifacts.store import open_store  # noqa: E402
+from trainer.cadence import Cadence  # noqa: E402
 from trainer.checkpoint import Checkpointer  # noqa: E402
 from trainer.config import CheckpointSection, TrainConfig  # noqa: E402
 from trainer.fsdp import FullyShardedModel  # noqa: E402
 from trainer.model import parameter_count, random_weights, skeleton  # noqa: E402
 from trainer.parallel import World, joined  # noqa: E402
+from trainer.replication import Replication  # noqa: E402
 from trainer.sampler import Position  # noqa: E402
 
 TOKENS_PER_STEP = 512
@@ -97,7 +100,10 @@ class Trainee:
 def new_saver(world: World, lease: Lease, folder: Path) -> Checkpointer:
     settings = CheckpointSection(save_strategy="steps", save_steps=1, save_total_limit=1)
     journal = Journal(lease.store, 1, "box", quiet=True)
-    return Checkpointer(world, lease.store, lease, journal, settings, folder / "stage", None, lambda: None)
+    cadence = Cadence(settings, shares_cores=True, mtbf_s=settings.mtbf_s)
+    config = TrainConfig()
+    replication = Replication(world, Sources(lease.store, config.store, ""), config, journal)
+    return Checkpointer(world, lease, journal, replication, cadence, None, folder / "stage", None, lambda: None)
 
 
 def run(way: str, world: World, trainee: Trainee, lease: Lease, folder: Path, wanted: Wanted) -> Outcome:

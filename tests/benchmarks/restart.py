@@ -103,6 +103,7 @@ def be_rank(workdir: Path) -> None:
     from trainer.artifacts.fencing import Lease
     from trainer.artifacts.journal import Journal
     from trainer.artifacts.manifest import Manifest
+    from trainer.artifacts.sources import Sources
     from trainer.artifacts.store import open_store
     from trainer.config import decode_config
     from trainer.preemption import Notice
@@ -122,6 +123,7 @@ def be_rank(workdir: Path) -> None:
     brief = Brief(
         config=config,
         store=store,
+        sources=Sources(store, config.store, ""),
         lease=Lease(store, told["epoch"]),
         journal=Journal(store, told["attempt"], "box", quiet=True),
         attempt=told["attempt"],

@@ -50,7 +50,7 @@ def test_settings_are_shown_with_their_sources(vlaunch: Vlaunch, monkeypatch: py
     rows = vlaunch("doctor", "--json").json["settings"]
     assert {row["source"] for row in rows if row["setting"] == "infra"} == {"VLAUNCH_INFRA"}
     (row,) = (row for row in rows if row["source"] == "./vlaunch.toml")
-    assert (row["setting"], row["value"], row["verbs"]) == ("quiet", "true", ["runs"])
+    assert (row["setting"], row["value"], row["verbs"]) == ("quiet", "true", ["runs", "runs prune"])
 
 
 def test_everything_wrong_with_the_settings_is_told_at_once(

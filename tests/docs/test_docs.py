@@ -48,7 +48,10 @@ def parse(words: list[str]) -> None:
         context = command.make_context(name, args, parent=context)
         if not isinstance(command, click.Group):
             return
-        name, found, args = command.resolve_command(context, [*context.protected_args, *context.args])
+        rest = [*context.protected_args, *context.args]
+        if command.invoke_without_command and not rest:
+            return
+        name, found, args = command.resolve_command(context, rest)
         assert name is not None and found is not None
         command = found
 

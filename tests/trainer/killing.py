@@ -18,6 +18,7 @@ from pathlib import Path
 
 from trainer.artifacts.local import LocalStore
 from trainer.artifacts.store import Entry, open_store
+from trainer.errors import StoreError
 
 _LIVES = multiprocessing.get_context("forkserver")
 _LIVES.set_forkserver_preload(
@@ -38,7 +39,8 @@ LONGEST_LIFE_S = 120.0
 class Death:
     """When a life ends.
 
-    before / after: at the `nth` store operation whose key starts with `key`.
+    before / after: at the `nth` write to the store whose key starts with `key`.
+    refused: that write fails, and the machine lives on; with a `rank`, only in that process.
     staging: while the `nth` checkpoint is being written to the local disk.
     later: `seconds` after the first step of this life is in the journal.
     never: it is left to finish.
@@ -48,6 +50,7 @@ class Death:
     key: str = ""
     nth: int = 1
     seconds: float = 0.0
+    rank: int | None = None
 
     def __str__(self) -> str:
         what = {"later": f"{self.seconds:.3f} s", "staging": "", "never": ""}.get(self.when, self.key)
@@ -99,13 +102,16 @@ class FatalStore:
         return self._inner.sweep(older_than_s)
 
     def _fatal(self, key: str, write: Callable[[], object]) -> object:
-        chosen = self._death.when in ("before", "after") and key.startswith(self._death.key)
+        here = self._death.rank is None or os.environ.get("LOCAL_RANK") == str(self._death.rank)
+        chosen = self._death.when in ("before", "after", "refused") and here and key.startswith(self._death.key)
         if chosen:
             with self._lock:
                 self._left -= 1
                 chosen = self._left == 0
         if chosen and self._death.when == "before":
             die()
+        if chosen and self._death.when == "refused":
+            raise StoreError("the store does not want this")
         done = write()
         if chosen:
             die()

@@ -18,6 +18,7 @@ takes them), never a manifest without its blobs.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ _NAMED = re.compile(rf"(?<![0-9a-f])({SHA256})(?![0-9a-f])(-e\d{{8}})?")
 
 @dataclass(frozen=True, slots=True)
 class GarbageReport:
-    """What one collection has kept and deleted."""
+    """What one collection has kept and deleted, or would."""
 
     kept: tuple[str, ...]  # keys of manifests, newest first
     manifests: tuple[str, ...]  # keys of the deleted ones
@@ -62,12 +63,11 @@ def collect_garbage(
     """Delete all checkpoints but the newest `keep_last`, those at multiples of `keep_every` (0: none), and the
     one of step `best`.
 
-    Then delete the blobs that nothing names: checkpoint files at once, shared ones when they are older than
-    `grace_s` by the store's clock. No save of this attempt may be under way in any of its processes. Fenced if
-    the claim is lost. Costs a listing of manifests and blobs, and a read of each checkpoint that counts.
+    With `keep_last` of 0 no checkpoint is left to go on from. Then delete the blobs that nothing names: checkpoint
+    files at once, shared ones when they are older than `grace_s` by the store's clock. No save of this attempt may be
+    under way in any of its processes. Fenced if the claim is lost. Costs a listing of manifests and blobs, and a read
+    of each checkpoint that counts.
     """
-    if keep_last < 1 or keep_every < 0:
-        raise ValueError(f"keep_last={keep_last} must be at least 1 and keep_every={keep_every} at least 0")
     with lease.lock:
         plan = _decide(store, lease.epoch, keep_last, keep_every, best, grace_s)
         lease.refuse_if_lost()  # all of the plan was read while the run was ours
@@ -75,13 +75,35 @@ def collect_garbage(
             store.delete(key)
         for entry in plan.unnamed:
             _delete_blob(store, lease, entry.key)
-        return GarbageReport(
-            kept=plan.kept,
-            manifests=plan.dropped,
-            blobs=len(plan.unnamed),
-            bytes=sum(entry.size for entry in plan.unnamed),
-            traces=store.sweep(grace_s) if isinstance(store, LeavesTraces) else 0,
-        )
+        return plan.report(sweep(store, grace_s))
+
+
+def find_garbage(
+    store: Store, epoch: int, keep_last: int, keep_every: int, grace_s: float, best: int | None = None
+) -> GarbageReport:
+    """What `collect_garbage` would do for the holder of this claim; reads, and needs no claim itself."""
+    return _decide(store, epoch, keep_last, keep_every, best, grace_s).report(0)
+
+
+def collect_copies(store: Store, kept: Collection[str], epoch: int) -> None:
+    """Delete from a replica the manifests that are not `kept`, and the checkpoint files that then nothing names.
+
+    Nothing is lost if this goes wrong, or late: whatever a replica lacks is read from the run's own store. A damaged
+    manifest leaves all files where they are. Costs a listing of both, and a read of each manifest that is kept.
+    """
+    there = [entry.key for entry in store.list(MANIFESTS) if parse_manifest_key(entry.key)]
+    for key in set(there).difference(kept):
+        store.delete(key)
+    named = {file.key for key in kept if key in there for file in Manifest.decode(store.get(key)).files}
+    for entry in list(store.list(BLOBS)):
+        parsed = parse_blob_key(entry.key)
+        if parsed and parsed.epoch is not None and parsed.epoch <= epoch and entry.key not in named:
+            store.delete(entry.key)
+
+
+def sweep(store: Store, older_than_s: float) -> int:
+    """Remove what killed writers have left where no listing shows it; how many such traces."""
+    return store.sweep(older_than_s) if isinstance(store, LeavesTraces) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +112,16 @@ class _Plan:
     dropped: tuple[str, ...]
     unnamed: tuple[Entry, ...]
 
+    def report(self, traces: int) -> GarbageReport:
+        size = sum(entry.size for entry in self.unnamed)
+        return GarbageReport(self.kept, self.dropped, len(self.unnamed), size, traces)
+
 
 def _decide(
     store: Store, epoch: int, keep_last: int, keep_every: int, best: int | None, grace_s: float
 ) -> _Plan:
+    if keep_last < 0 or keep_every < 0:
+        raise ValueError(f"keep_last={keep_last} and keep_every={keep_every} must be at least 0")
     listed = [parsed for entry in store.list(MANIFESTS) if (parsed := parse_manifest_key(entry.key))]
     settled = starts(store)
     valid = sorted((key for key in listed if is_valid(*key, settled)), reverse=True)
@@ -105,15 +133,16 @@ def _decide(
     keys = [manifest.key for manifest in kept]
     # A damaged one among the newest may be readable next time: it stays, and so do all blobs, as it cannot
     # tell which are its own. Newer checkpoints push it out of the window soon.
-    window = valid if len(complete) < keep_last else valid[: valid.index(_position(complete[keep_last - 1]))]
+    window = valid if len(complete) < keep_last else _newer_than(complete[:keep_last], valid)
     damaged = [key for position in window if (key := manifest_key(*position)) not in keys]
     dropped = {manifest_key(*position) for position in listed}.difference(keys, damaged)
     unnamed = () if damaged else _unnamed_blobs(store, epoch, kept, grace_s)
     return _Plan(tuple(keys), tuple(sorted(dropped)), tuple(unnamed))
 
 
-def _position(manifest: Manifest) -> ManifestKey:
-    return ManifestKey(manifest.step, manifest.epoch)
+def _newer_than(kept: list[Manifest], valid: list[ManifestKey]) -> list[ManifestKey]:
+    """Of all that count, newest first, those before the oldest kept one."""
+    return valid[: valid.index(ManifestKey(kept[-1].step, kept[-1].epoch))] if kept else []
 
 
 def _unnamed_blobs(store: Store, epoch: int, kept: list[Manifest], grace_s: float) -> list[Entry]:

@@ -11,6 +11,7 @@ other way, multipart uploads of the XML interface, has no emulator to test it ag
 from __future__ import annotations
 
 import io
+import os
 import secrets
 from collections.abc import Callable
 from functools import partial
@@ -48,6 +49,12 @@ class GCSStore(BucketStore):
     def _describe(self) -> str:
         client = self._client
         return f"{client.api_endpoint}, credentials by {type(client._credentials).__module__}"
+
+    def region(self) -> str:
+        if os.environ.get("STORAGE_EMULATOR_HOST"):
+            return ""
+        found = self._ask("read", "the bucket", lambda: self._client.get_bucket(self.bucket, **self._once))
+        return f"gcp/{str(found.location).lower()}"
 
     def sweep(self, older_than_s: float) -> int:
         """Delete the parts of unfinished uploads; the time is that of a part of our own, put for the purpose."""

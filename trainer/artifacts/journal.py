@@ -67,15 +67,23 @@ EVENTS: dict[str, EventKind] = {
     "limit": EventKind("launcher", "a budget or a deadline ends the run", ("what",)),
     "started": EventKind(
         "box",
-        "the attempt owns the run and knows where it resumes",
-        ("epoch", "resumed_from", "world_size", "region", "corpus"),
+        "the attempt owns the run and knows where it resumes; read: bytes by store, of each of the nodes",
+        ("epoch", "resumed_from", "world_size", "region", "corpus", "store_region", "read", "nodes"),
     ),
     "training": EventKind("box", "the first new step is done; seconds by phase", ("step", "seconds")),
     "checkpoint": EventKind(
         "box",
-        "a checkpoint is durable",
-        ("step", "taken_at", "durable_at", "stall_s", "save_s", "upload_s", "bytes", "sent_bytes", "next_s"),
+        "a checkpoint is durable; next_s: until the next save, from this risk (mtbf_s) and what saves cost; "
+        "store_is_slow: the store, not the balance, decides it; skipped: saves that were due during this one",
+        (
+            "step", "taken_at", "durable_at", "stall_s", "save_s", "upload_s", "bytes", "sent_bytes", "skipped",
+            "next_s", "mtbf_s", "store_is_slow",
+        ),
     ),
+    "replicated": EventKind(
+        "box", "a checkpoint is in another store as well", ("step", "store", "region", "bytes", "seconds")
+    ),
+    "replica_failed": EventKind("box", "it is not; nothing else changes", ("step", "store", "region", "error")),
     "save_failed": EventKind("box", "a save failed and training goes on", ("step", "error")),
     "fallback": EventKind(
         "box", "a checkpoint is unusable, the one before is tried", ("manifest", "problem")

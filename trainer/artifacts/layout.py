@@ -13,6 +13,7 @@
     runs/<run_id>/cache/<name>.json                             what was derived, naming its blobs
     runs/<run_id>/export/...                                    the final model, with manifest.json
     runs/<run_id>/logs/attempt-<attempt6>/...
+    runs/<run_id>/upload.json                                   how far a long upload is; a hint, replaced
 
 Numbers have a fixed width, so that the order of the keys is the order of the numbers.
 """
@@ -34,6 +35,7 @@ CACHE = "cache/"
 EXPORT = "export/"
 EXPORT_MANIFEST = "export/manifest.json"
 LOGS = "logs/"
+UPLOAD = "upload.json"
 
 SHA256 = r"[0-9a-f]{64}"
 BLOB_NAME = rf"{SHA256}(?:-e\d{{8}})?"

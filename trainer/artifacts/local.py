@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from trainer.artifacts.pace import copy_file
 from trainer.artifacts.store import TEMPORARY, Entry, check_key, check_prefix
 from trainer.errors import MissingKey, StoreError
 
@@ -156,7 +157,7 @@ class LocalStore:
         path = os.path.join(folder, f"{os.getpid()}-{secrets.token_hex(8)}")
         try:
             if isinstance(source, Path):
-                shutil.copyfile(source, path)
+                copy_file(source, Path(path))
             else:
                 with open(path, "xb") as file:
                     file.write(source)

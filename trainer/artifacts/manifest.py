@@ -88,8 +88,8 @@ class Manifest(BaseModel):
     samples: Annotated[int, Field(ge=0)]
     tokens: Annotated[int, Field(ge=0)]
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))  # for people; decides nothing
-    region: str = ""
     store: str = ""  # URI of the store that holds the blobs: a move between regions is one read from there
+    region: str = ""  # of that store, as `aws/us-east-1`; empty where it is not known
     files: tuple[FileEntry, ...]
     nonce: str = Field(default_factory=lambda: secrets.token_hex(8))  # no two writers put the same bytes
 

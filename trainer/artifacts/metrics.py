@@ -36,6 +36,8 @@ class StepRecord:
     epoch: int  # of the claim, not of the corpus
     time: float  # seconds since 1970, UTC
     step_s: float
+    durable_step: int = 0  # 0: nothing was durable yet, or nobody noted it
+    durable_age_s: float | None = None
 
     def line(self) -> str:
         """JSON with floats in hex, one line."""
@@ -52,6 +54,8 @@ class StepRecord:
                 "epoch": self.epoch,
                 "time": float(self.time).hex(),
                 "step_s": float(self.step_s).hex(),
+                "durable_step": self.durable_step,
+                "durable_age_s": None if self.durable_age_s is None else float(self.durable_age_s).hex(),
             }
         )
 
@@ -163,6 +167,7 @@ def _record(fields: dict[str, Any]) -> StepRecord | EvalRecord:
     number = float.fromhex
     if "eval" in fields:
         return EvalRecord(fields["eval"], number(fields["loss"]), number(fields["time"]))
+    age = fields.get("durable_age_s")
     return StepRecord(
         fields["step"],
         number(fields["loss"]),
@@ -175,4 +180,6 @@ def _record(fields: dict[str, Any]) -> StepRecord | EvalRecord:
         fields["epoch"],
         number(fields["time"]),
         number(fields["step_s"]),
+        fields.get("durable_step", 0),
+        None if age is None else number(age),
     )

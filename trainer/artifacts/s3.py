@@ -74,6 +74,12 @@ class S3Store(BucketStore):
         by = f"credentials by {found.method}" if found else "no credentials"
         return f"{self._endpoint}, region {self._client.meta.region_name}, {by}"
 
+    def region(self) -> str:
+        if not self._endpoint.endswith(".amazonaws.com"):
+            return ""
+        told = self._ask("read", "the bucket", lambda: self._client.head_bucket(Bucket=self.bucket))
+        return f"aws/{told['BucketRegion']}" if told.get("BucketRegion") else ""
+
     def sweep(self, older_than_s: float) -> int:
         """Abort multipart uploads that killed writers have left: their parts are billed, and no listing shows them.
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trainer.artifacts.pace import Pace, current
 from trainer.errors import StoreError
 
 _HINTS = {
@@ -22,16 +23,20 @@ _HINTS = {
 class Slice(io.RawIOBase):
     """The bytes of an open file from `start` up to `stop` as a file of their own, which begins at 0."""
 
-    def __init__(self, descriptor: int, path: Path, start: int, stop: int) -> None:
+    def __init__(
+        self, descriptor: int, path: Path, start: int, stop: int, pace: Pace | None = None
+    ) -> None:
         self.descriptor, self.path, self.start, self.stop = descriptor, path, start, stop
-        self._at = start
+        self._at = self._counted = start
+        self._pace = pace
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def part(self, start: int, stop: int) -> Slice:
         """The bytes from `start` to `stop` of this slice."""
-        return Slice(self.descriptor, self.path, self.start + start, min(self.start + stop, self.stop))
+        end = min(self.start + stop, self.stop)
+        return Slice(self.descriptor, self.path, self.start + start, end, self._pace)
 
     def parts(self, size: int) -> list[Slice]:
         """All of it in slices of this many bytes; the last one may be shorter."""
@@ -51,6 +56,10 @@ class Slice(io.RawIOBase):
                 f"{self.path} became shorter while it was sent", hint="finish writing it, then send it"
             )
         self._at += len(data)
+        if self._pace is not None and self._at > self._counted:
+            # A library may read all of it twice, first for a signature: these bytes go over the wire once.
+            self._pace.let(self._at - self._counted)
+            self._counted = self._at
         return data
 
     def readinto(self, buffer: Any) -> int:
@@ -84,12 +93,12 @@ def write_at(target: Slice, data: bytes, at: int) -> None:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Slice]:
-    """All of a file, to read."""
+    """All of a file, to read at the pace of this thread."""
     with local_errors(path):
         file = open(path, "rb", buffering=0)
         size = os.fstat(file.fileno()).st_size
     with file:
-        yield Slice(file.fileno(), path, 0, size)
+        yield Slice(file.fileno(), path, 0, size, current())
 
 
 @contextmanager

@@ -92,6 +92,15 @@ class LeavesTraces(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsItsRegion(Protocol):
+    """A store that can ask its service where it is."""
+
+    def region(self) -> str:
+        """`aws/us-east-1` or `gcp/us-central1`; empty where it is neither cloud's own service."""
+        ...
+
+
 def open_store(uri: str) -> Store:
     """The store at `s3://bucket/prefix`, `gs://bucket/prefix`, `file:///absolute/path` or a plain path.
 
