@@ -51,7 +51,8 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "rensa",
     ),
     "sky": ("skypilot",),
-    "wandb": ("wandb",),
+    "wandb": ("wandb", "wandb-workspaces"),
+    "tensorboard": ("tensorboard",),
 }
 
 

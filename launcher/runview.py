@@ -27,7 +27,7 @@ from launcher.costs import CostReport, cost_report
 from trainer.artifacts import layout
 from trainer.artifacts.journal import RunEvent, read_journal
 from trainer.artifacts.metrics import EvalRecord, StepRecord, read_metrics
-from trainer.artifacts.store import join_uri, open_store
+from trainer.artifacts.store import Store, join_uri, open_store
 from trainer.artifacts.validity import valid_manifests
 from trainer.errors import MissingKey, UsageError
 
@@ -156,22 +156,30 @@ class RunView:
 
 def read_run(uri: str, run_id: str) -> RunRecord:
     """Reads the run under the store URI; a few lists and one GET per journal entry and metrics segment."""
-    run_uri = join_uri(uri, layout.run_prefix(run_id))
-    store = open_store(run_uri)
+    return read_record(open_store(join_uri(uri, layout.run_prefix(run_id))), run_id)
+
+
+def read_record(store: Store, run_id: str) -> RunRecord:
+    """What `read_run` reads, from the store of the run itself."""
     steps, evals = read_metrics(store)
-    try:
-        config = json.loads(store.get(layout.CONFIG))
-    except (MissingKey, ValueError):  # not written yet, or written by a newer version: the view does without
-        config = None
     return RunRecord(
         run_id=run_id,
-        uri=run_uri,
+        uri=store.uri,
         events=tuple(read_journal(store)),
         steps=tuple(steps),
         evals=tuple(evals),
         manifests=tuple(valid_manifests(store)),
-        config=config,
+        config=read_config(store),
     )
+
+
+def read_config(store: Store) -> Mapping[str, Any] | None:
+    """None where it is not written yet, or by a newer version: a view does without."""
+    try:
+        config = json.loads(store.get(layout.CONFIG))
+    except (MissingKey, ValueError):
+        return None
+    return config if isinstance(config, Mapping) else None
 
 
 def run_ids(uri: str) -> list[str]:
@@ -228,7 +236,7 @@ def view(record: RunRecord, now: datetime) -> RunView:
         durable_step=newest.step if newest else None,
         durable_age=max(timedelta(0), now - newest.created) if newest else None,
         next_save=_next_save(record.events, now),
-        preemptions=sum(_was_preempted(attempt, record.events) for attempt in attempts),
+        preemptions=sum(was_preempted(attempt, record.events) for attempt in attempts),
         failovers=sum(
             region_name(after) != region_name(before)
             for before, after in zip(machines, machines[1:], strict=False)
@@ -296,6 +304,7 @@ _TRANSITIONS: Mapping[str, Mapping[State, State]] = {
     # A box without a launcher (plain `sky launch`) begins here.
     "started": _row(_S, running=_REC, recovering=_REC, stopping=_STOPPING),
     "training": _row(_RUN, stopping=_STOPPING),
+    "tracked": _STAY,
     "checkpoint": _STAY,
     "save_failed": _STAY,
     "fallback": _STAY,
@@ -310,7 +319,7 @@ _TRANSITIONS: Mapping[str, Mapping[State, State]] = {
 }
 
 
-def _was_preempted(attempt: Attempt, events: Sequence[RunEvent]) -> bool:
+def was_preempted(attempt: Attempt, events: Sequence[RunEvent]) -> bool:
     """Taken by the market. A box asked to stop says `preempted` too, so the launcher's word counts first."""
     if attempt.reason is not None:
         return attempt.reason == "preempted"
