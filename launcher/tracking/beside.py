@@ -38,7 +38,7 @@ def main(run_uri: str, attempt: int) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     lifeline = Lifeline()
-    run, pause_s = Followed(run_uri), _FIRST_PAUSE_S
+    run, pause_s, last = Followed(run_uri), _FIRST_PAUSE_S, False
     while True:
         try:
             _keep_up(run, attempt, lifeline)
@@ -47,9 +47,10 @@ def main(run_uri: str, attempt: int) -> int:
             log.warning("W&B: %s; the numbers stay in the store", error.message)
             return error.exit_code
         except (VlaunchError, OSError) as error:
-            log.warning("W&B: %s; again in %.0f s", error, pause_s)
-        if lifeline.cut_within(pause_s):
+            log.warning("W&B: %s", error)
+        if last:
             return 1
+        last = lifeline.cut_within(pause_s)  # then one more try: what is durable now may be the whole curve
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
@@ -66,17 +67,20 @@ def _keep_up(run: Followed, attempt: int, lifeline: Lifeline) -> None:
 class Lifeline:
     """Standard input: open while the box wants this process."""
 
+    def __init__(self) -> None:
+        self._cut = False
+
     def cut_within(self, seconds: float) -> bool:
         """Waits; whether the box is gone, or done. From then on this process has `_LAST_WORDS_S` left."""
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
+        while not self._cut and (left := deadline - time.monotonic()) > 0:
             readable, _, _ = select.select([sys.stdin], [], [], left)
             if readable and not os.read(sys.stdin.fileno(), 1):
+                self._cut = True
                 guard = threading.Timer(_LAST_WORDS_S, os._exit, [1])
                 guard.daemon = True
                 guard.start()
-                return True
-        return False
+        return self._cut
 
 
 if __name__ == "__main__":

@@ -98,13 +98,13 @@ def follow(views: Sequence[View], run: Followed, wait: Callable[[float], bool]) 
     """Until the run is over, or `wait(seconds)` says that nobody wants more; then one last look."""
     last = False
     while True:
-        began = time.monotonic()
+        began = time.process_time()
         run.look()
         bring_up_to_date(views, run)
         if run.over or last:
             return
         pause_s = setting(run.record, "train", "logging_seconds") or _PAUSE_S
-        last = wait(max(pause_s, (time.monotonic() - began) / _SHARE))
+        last = wait(max(pause_s, (time.process_time() - began) / _SHARE))
 
 
 def curve_id(run_id: str, events: Sequence[RunEvent]) -> str:

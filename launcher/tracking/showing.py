@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from launcher.errors import UsageError
 from launcher.output import emit, say
 from launcher.render import run_uri
 from launcher.tracking.following import Followed, View, bring_up_to_date, curve_id, follow
@@ -25,6 +26,8 @@ def show(
     keep_on: bool,
 ) -> None:
     """Prints where each view is and the last step that it has."""
+    if wandb and wandb_offline:
+        raise UsageError("--wandb and --wandb-offline exclude each other", hint="give --wandb where there is a key")
     run = Followed(run_uri(store, name))
     run.look()
     views: dict[str, tuple[str, View]] = {}

@@ -118,6 +118,7 @@ def _key_in_netrc() -> bool:
 
 
 def _begin(record: RunRecord, folder: Path, offline: bool) -> wandb.Run:
+    os.environ["WANDB_ERROR_REPORTING"] = "false"  # read on import: it would send its errors to a third party
     import wandb
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,12 +149,12 @@ def _begin(record: RunRecord, folder: Path, offline: bool) -> wandb.Run:
 def _reached(ask: Callable[[], T]) -> T:
     """What wandb answers. It has a dozen kinds of errors, with nothing in common, for a server or a process of its own
     that is gone; a connection to such a process is given up, so that the next run starts another."""
-    import wandb
-    from wandb.errors import AuthenticationError
-
     try:
         return ask()
     except Exception as error:
+        import wandb
+        from wandb.errors import AuthenticationError
+
         said = without_secrets(str(error).strip().partition("\n")[0]) or type(error).__name__
         with suppress(Exception):
             wandb.teardown()
