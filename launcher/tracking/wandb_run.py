@@ -50,7 +50,7 @@ class WandbRun:
         self._folder = tempfile.TemporaryDirectory(prefix="vlaunch-wandb-", ignore_cleanup_errors=True)
         self._told: dict[str, Any] = {}
         self._said: dict[str, Any] = {}
-        self._run = _reached(lambda: _begin(record, offline or Path(self._folder.name), offline is not None))
+        self._run = reached(lambda: _begin(record, offline or Path(self._folder.name), offline is not None))
         # `step` is the next one: the server's last step plus one, 0 where it has none.
         self.newest = self._run.step - 1
 
@@ -63,26 +63,26 @@ class WandbRun:
         row: dict[str, Any] = {**point.values, "_timestamp": point.time}
         if point.says:
             row["event"] = point.says
-        _reached(lambda: self._run.log(row, step=point.step, commit=True))
+        reached(lambda: self._run.log(row, step=point.step, commit=True))
         self.newest = point.step
 
     def tell(self, record: RunRecord, now: datetime) -> None:
         told, said = facts(record), summary(record, now)
         if told != self._told:
-            _reached(lambda: self._run.config.update(told, allow_val_change=True))  # type: ignore[no-untyped-call]
+            reached(lambda: self._run.config.update(told, allow_val_change=True))  # type: ignore[no-untyped-call]
             self._told = told
         if said != self._said:
-            _reached(lambda: self._run.summary.update(said))
+            reached(lambda: self._run.summary.update(said))
             self._said = said
 
     def close(self, over: bool) -> None:
         """Returns when the server has everything. W&B shows the run as finished, or as preempted."""
         try:
             if over:
-                _reached(lambda: self._run.finish())
+                reached(lambda: self._run.finish())
             else:
-                _reached(self._run.mark_preempting)
-                _reached(lambda: self._run.finish(exit_code=_TO_BE_RESUMED))
+                reached(self._run.mark_preempting)
+                reached(lambda: self._run.finish(exit_code=_TO_BE_RESUMED))
         finally:
             self._folder.cleanup()
 
@@ -146,7 +146,7 @@ def _begin(record: RunRecord, folder: Path, offline: bool) -> wandb.Run:
     return run
 
 
-def _reached(ask: Callable[[], T]) -> T:
+def reached(ask: Callable[[], T]) -> T:
     """What wandb answers. It has a dozen kinds of errors, with nothing in common, for a server or a process of its own
     that is gone; a connection to such a process is given up, so that the next run starts another."""
     try:

@@ -44,6 +44,7 @@ class WandbServer:
 
     def __init__(self) -> None:
         self.curves: dict[str, Curve] = {}
+        self.views: list[dict[str, Any]] = []
         self.everything = bytearray()
         """All that was ever sent to it, but for the header with the key."""
         self.changed = threading.Condition()
@@ -93,6 +94,11 @@ class WandbServer:
         if operation == "CreateRunFiles":
             files = [{"name": file, "uploadUrl": f"{self.url}/upload"} for file in variables["files"]]
             return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
+        if operation in ("viewer", "Viewer", "GetViewer", "GetDefaultEntity"):
+            return {"viewer": _VIEWER}
+        if operation == "UpsertView2":
+            self.views.append(json.loads(variables["spec"]))
+            return {"upsertView": {"view": {"id": "v", "name": variables["name"]}, "inserted": True}}
         return {}
 
     def stream(self, run: str, sent: dict[str, Any]) -> None:
@@ -138,6 +144,10 @@ class WandbServer:
 
 
 _ME = {"id": "e", "name": "me"}
+_VIEWER = {
+    "id": "u", "name": "me", "username": "me", "email": "", "admin": False, "flags": "{}", "entity": "me",
+    "deletedAt": None, "apiKeys": {"edges": []}, "teams": {"edges": []},
+}  # fmt: skip
 
 
 class _Http(ThreadingHTTPServer):
@@ -168,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reply({"errors": [{"message": "not your run"}]}, 401)
         if self.path == "/graphql":
             asked = json.loads(body)
-            operation = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])
+            operation = re.search(r"(?:(?:query|mutation)\s+)?(\w+)\s*[({]", asked["query"])
             assert operation is not None
             return self._reply({"data": state.answer(operation[1], asked.get("variables") or {})})
         if self.path.endswith("/file_stream"):
