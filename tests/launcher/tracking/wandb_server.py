@@ -75,12 +75,11 @@ class WandbServer:
             self._http.server_close()
             thread.join()
 
-    def wait_for_more(self, than: int | None = None, timeout_s: float = 60.0) -> int:
-        """Until more steps have come than it has now, or than it had; how many it has then."""
+    def wait_for_more(self, timeout_s: float = 120.0) -> None:
+        """Until more steps have come than it has now."""
         with self.changed:
-            than = self._count() if than is None else than
-            assert self.changed.wait_for(lambda: self._count() > than, timeout_s), f"no step came after {than}"
-            return self._count()
+            had = self._count()
+            assert self.changed.wait_for(lambda: self._count() > had, timeout_s), f"no step came after {had}"
 
     def _count(self) -> int:
         return sum(len(curve.received) for curve in self.curves.values())
