@@ -54,7 +54,8 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "rensa",
     ),
     "sky": ("skypilot",),
-    "wandb": ("wandb",),
+    "wandb": ("wandb", "wandb-workspaces"),
+    "tensorboard": ("tensorboard",),
 }
 
 

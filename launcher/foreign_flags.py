@@ -157,6 +157,13 @@ def _one_of(key: str, meanings: dict[str, str], why: str) -> Rule:
     return rule
 
 
+def _report_to(draft: Draft, flag: str, values: Sequence[str]) -> None:
+    if values == ["tensorboard"]:
+        draft.note(f"{shown(flag, values)}: vlaunch metrics RUN --tensorboard DIR writes its files at any time")
+    else:
+        _one_of("tracking.report_to", _REPORTS, "known are wandb, tensorboard and none")(draft, flag, values)
+
+
 def _lora_only(rule: Rule) -> Rule:
     """A flag of train_lora.py alone."""
 
@@ -209,9 +216,9 @@ def _each(names: str, rule: Rule) -> dict[str, Rule]:
 
 
 _BF16 = "vlaunch trains in bf16, or in float32 without it: write --bf16 True"
-_METRICS = "not in this version: take it out; every step is in vlaunch metrics RUN, --png draws it"
 _RECORDED = _told("every step is recorded: vlaunch metrics RUN")
 _WRAPPED = _told("each decoder layer is a unit, as the architecture names it")
+_REPORTS = dict.fromkeys(["none", "", "[]"], "none") | {"wandb": "wandb"}
 _READ = _told("the corpus is tokenised once, kept, and read in place")
 _RENDEZVOUS = _told("the processes find each other by themselves")
 _ATTENTION = _told("the fastest attention that the card can also run backward is taken")
@@ -294,7 +301,7 @@ FLAGS: dict[str, Rule] = {
     "fp16": _only("false", _BF16, "train.bf16"),
     **_each("fp16_full_eval bf16_full_eval", _only("false", "held-out losses are measured as in training")),
     **_each("half_precision_backend fp16_backend", _only("auto", _BF16, "train.bf16")),
-    "report_to": _only("none - []", _METRICS),
+    "report_to": _report_to,
     **_each("push_to_hub", _only("false", "not in this version: the model is in the run's export/")),
     **_each("group_by_length", _only("false", "--set data.packing=true wastes less")),
     "label_smoothing_factor": _only("0 0.0", "not in this version"),

@@ -160,23 +160,30 @@ class RunView:
 
 def read_run(uri: str, run_id: str) -> RunRecord:
     """Reads the run under the store URI; a few lists and one GET per journal entry and metrics segment."""
-    run_uri = join_uri(uri, layout.run_prefix(run_id))
-    store = open_store(run_uri)
+    return read_record(open_store(join_uri(uri, layout.run_prefix(run_id))), run_id)
+
+
+def read_record(store: Store, run_id: str) -> RunRecord:
+    """What `read_run` reads, from the store of the run itself."""
     steps, evals = read_metrics(store)
     return RunRecord(
         run_id=run_id,
-        uri=run_uri,
+        uri=store.uri,
         events=tuple(read_journal(store)),
         steps=tuple(steps),
         evals=tuple(evals),
         manifests=tuple(valid_manifests(store)),
-        config=_document(store, layout.CONFIG),
+        config=read_config(store),
         upload=_document(store, layout.UPLOAD),
     )
 
 
+def read_config(store: Store) -> Mapping[str, Any] | None:
+    """None where it is not written yet, or by a newer version: a view does without."""
+    return _document(store, layout.CONFIG)
+
+
 def _document(store: Store, key: str) -> Mapping[str, Any] | None:
-    """None where it is not written yet, or by a newer version: the view does without."""
     try:
         found = json.loads(store.get(key))
     except (MissingKey, ValueError):
@@ -239,7 +246,7 @@ def view(record: RunRecord, now: datetime) -> RunView:
         durable_step=newest.step if newest else None,
         durable_age=max(timedelta(0), now - newest.created) if newest else None,
         saves=saves_of(record.events, record.upload, now, running=state is State.RUNNING),
-        preemptions=sum(_was_preempted(attempt, record.events) for attempt in attempts),
+        preemptions=sum(was_preempted(attempt, record.events) for attempt in attempts),
         failovers=sum(
             region_name(after) != region_name(before)
             for before, after in zip(machines, machines[1:], strict=False)
@@ -307,6 +314,7 @@ _TRANSITIONS: Mapping[str, Mapping[State, State]] = {
     # A box without a launcher (plain `sky launch`) begins here.
     "started": _row(_S, running=_REC, recovering=_REC, stopping=_STOPPING),
     "training": _row(_RUN, stopping=_STOPPING),
+    "tracked": _STAY,
     "checkpoint": _STAY,
     "replicated": _STAY,
     "replica_failed": _STAY,
@@ -323,7 +331,7 @@ _TRANSITIONS: Mapping[str, Mapping[State, State]] = {
 }
 
 
-def _was_preempted(attempt: Attempt, events: Sequence[RunEvent]) -> bool:
+def was_preempted(attempt: Attempt, events: Sequence[RunEvent]) -> bool:
     """Taken by the market. A box asked to stop says `preempted` too, so the launcher's word counts first."""
     if attempt.reason is not None:
         return attempt.reason == "preempted"

@@ -206,6 +206,15 @@ class ExportSection(Section):
     """Length of that answer; 0 asks nothing."""
 
 
+class TrackingSection(Section):
+    report_to: Literal["auto", "wandb", "none"] = "auto"
+    """Where a machine shows the curve while it trains; auto is W&B where WANDB_API_KEY is set, else nowhere."""
+    project: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
+    """Project at W&B; None is WANDB_PROJECT, else vlaunch."""
+    entity: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
+    """Team or user at W&B; None is WANDB_ENTITY, else the account's own default."""
+
+
 class TrainConfig(Section):
     """The whole configuration of a run."""
 
@@ -220,6 +229,7 @@ class TrainConfig(Section):
     store: StoreSection = StoreSection()
     parallel: ParallelSection = ParallelSection()
     export: ExportSection = ExportSection()
+    tracking: TrackingSection = TrackingSection()
 
     @model_validator(mode="after")
     def _measured(self) -> TrainConfig:

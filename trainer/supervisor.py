@@ -40,6 +40,7 @@ from trainer.lines import INTERRUPT
 from trainer.nodes import Nodes, interface_of
 from trainer.preemption import NEWS, SIGNALS, Board, notice_length_s
 from trainer.processes import Processes, import_for_ranks
+from trainer.publishing import published
 from trainer.resuming import Resuming
 
 if TYPE_CHECKING:
@@ -157,7 +158,10 @@ class Attempt:
         log.info(
             "attempt %d: %s", self.attempt, f"resuming after step {resumed.step}" if resumed else "starting"
         )
-        return self._run_ranks(config, lease, inputs, resumed, size)
+        with published(self.store.uri, self.attempt, config.tracking, leads=self._gang.nodes.leads) as curve:
+            report = self._run_ranks(config, lease, inputs, resumed, size)
+            curve.whole = report.kind == "finished"
+        return report
 
     def _prepare_to_lead(
         self, head: Head, config: TrainConfig, lease: Lease

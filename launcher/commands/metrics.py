@@ -15,6 +15,7 @@ from launcher.output import say, session
     examples=(
         "vlaunch metrics tiny-0412                      # the last steps and the curve",
         "vlaunch metrics tiny-0412 --json | jq -c 'del(.attempt)' | diff - other-run.jsonl",
+        "vlaunch metrics tiny-0412 --tensorboard runs/ --follow",
     ),
 )
 @options.run_argument
@@ -24,15 +25,46 @@ from launcher.output import say, session
     "--eval", "held_out", is_flag=True, show_default=False, help="Held-out losses instead of steps."
 )
 @options.option("--png", type=click.Path(dir_okay=False, writable=True), help="Write the loss curve.")
-def command(run: str, store: str, last: int, held_out: bool, png: str | None) -> None:
+@options.option("--wandb", is_flag=True, show_default=False, help="Send W&B what it does not have yet.")
+@options.option(
+    "--wandb-offline", type=click.Path(file_okay=False), metavar="DIR", help="Write what wandb sync sends later."
+)
+@options.option(
+    "--tensorboard", type=click.Path(file_okay=False), metavar="DIR", help="Write TensorBoard's event files."
+)
+@options.follow
+@click.pass_context
+def command(
+    ctx: click.Context,
+    run: str,
+    store: str,
+    last: int,
+    held_out: bool,
+    png: str | None,
+    wandb: bool,
+    wandb_offline: str | None,
+    tensorboard: str | None,
+    follow: bool,
+) -> None:
     """Loss, gradient norm and learning rate of every optimiser step, in order, each step once.
 
-    --json prints one JSON object per step, with the floats as decimals and, bit for bit, in hex.
+    --json prints one JSON object per step, with the floats as decimals and, bit for bit, in hex. W&B and TensorBoard
+    get the steps that are durable; --follow keeps them up to date until the run ends.
     """
     from launcher.report import tables, terminal
     from launcher.runview import find_run, read_run
 
-    record = read_run(store, find_run(store, run))
+    name = find_run(store, run)
+    if wandb or wandb_offline or tensorboard:
+        from launcher.tracking.showing import show
+
+        show(ctx, store, name, wandb=wandb, wandb_offline=wandb_offline, tensorboard=tensorboard, keep_on=follow)
+        return
+    if follow:
+        from launcher.errors import UsageError
+
+        raise UsageError("--follow needs something to follow with", hint="--wandb or --tensorboard DIR")
+    record = read_run(store, name)
     if png:
         from pathlib import Path
 

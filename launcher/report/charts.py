@@ -1,4 +1,4 @@
-"""The two drawings of the HTML report as inline SVG: loss over steps, and attempts over time."""
+"""The drawings of the HTML report as inline SVG: loss and speed over steps, attempts over time, a loss in small."""
 
 from __future__ import annotations
 
@@ -86,14 +86,46 @@ def loss_chart(steps: Sequence[StepRecord], evals: Sequence[EvalRecord], where: 
     return tag(
         "svg",
         tag("title", f"Loss over {last} steps"),
-        *_loss_axes(x, y, ticks, last, bottom),
-        *_loss_lines(steps, x, y),
+        *_axes(x, y, ticks, "loss", bottom),
+        *_lines(steps, [record.loss for record in steps], x, y),
         *_held_out(evals, x, y),
         *_resumes(steps, where, x, top, bottom),
         *_hits(steps, x, top, bottom),
         viewBox=f"0 0 {_WIDTH:g} {height:g}",
         role="img",
     )
+
+
+def speed_chart(steps: Sequence[StepRecord]) -> Markup:
+    """Tokens per second of each step, by attempt; nothing before the second step."""
+    timed = [(b, (b.tokens - a.tokens) / b.step_s) for a, b in zip(steps, steps[1:], strict=False) if b.step_s > 0]
+    if not timed:
+        return tag("p", "Two steps are needed for a speed.", class_="caption")
+    shown, speeds = [record for record, _ in timed], [speed for _, speed in timed]
+    top, bottom = 30.0, 166.0
+    ticks = nice_ticks(0, max(smoothed(speeds)), 4)  # a single fast step may stick out
+    x = Scale(0, shown[-1].step, _LEFT, _WIDTH - _RIGHT)
+    y = Scale(0, ticks[-1], bottom, top)
+    return tag(
+        "svg",
+        tag("title", f"Speed over {shown[-1].step} steps"),
+        *_axes(x, y, ticks, "tok/s", bottom),
+        *_lines(shown, [min(speed, ticks[-1]) for speed in speeds], x, y),
+        viewBox=f"0 0 {_WIDTH:g} 200",
+        role="img",
+    )
+
+
+def spark(steps: Sequence[StepRecord]) -> Markup:
+    """The loss without numbers, for a row of a table."""
+    steps = [record for record in steps if math.isfinite(record.loss)]
+    if len(steps) < 2:
+        return Markup("")
+    means = smoothed([record.loss for record in steps])
+    x, y = Scale(0, steps[-1].step, 1, 119), Scale(min(means), max(means), 21, 3)
+    points = _thinned([(x(r.step), y(mean)) for r, mean in zip(steps, means, strict=True)], 10 * len(steps))
+    line = tag("path", d=_path(points), class_="smooth stroke-a0")
+    return tag("svg", line, viewBox="0 0 120 24", class_="spark", aria_hidden="true")
 
 
 def timeline(report: CostReport, began: datetime, now: datetime) -> Markup:
@@ -142,8 +174,9 @@ def smoothed(values: Sequence[float]) -> list[float]:
     return [(sums[high] - sums[low]) / (high - low) for low, high in bounds]
 
 
-def _loss_axes(x: Scale, y: Scale, ticks: Sequence[float], last: int, bottom: float) -> list[Markup]:
-    parts = []
+def _axes(x: Scale, y: Scale, ticks: Sequence[float], name: str, bottom: float) -> list[Markup]:
+    """Grid and numbers; steps below, what is measured on the left."""
+    last, parts = x.high, []
     for tick in ticks:
         parts.append(tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y(tick), y2=y(tick), class_="grid"))
         parts.append(tag("text", f"{tick:g}", x=_LEFT - 8, y=y(tick) + 4, text_anchor="end"))
@@ -152,18 +185,18 @@ def _loss_axes(x: Scale, y: Scale, ticks: Sequence[float], last: int, bottom: fl
             parts.append(tag("text", f"{step:g}", x=x(step), y=bottom + 18, text_anchor="middle"))
     parts.append(tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=bottom, y2=bottom, class_="axis"))
     parts.append(tag("text", "step", x=_WIDTH - _RIGHT, y=bottom + 32, text_anchor="end"))
-    parts.append(tag("text", "loss", x=_LEFT - 8, y=14, text_anchor="end"))
+    parts.append(tag("text", name, x=_LEFT - 8, y=14, text_anchor="end"))
     return parts
 
 
-def _loss_lines(steps: Sequence[StepRecord], x: Scale, y: Scale) -> list[Markup]:
-    """Each step's loss faintly, its running mean clearly; a line reaches back to where it continues from."""
-    means = smoothed([record.loss for record in steps])
+def _lines(steps: Sequence[StepRecord], measured: Sequence[float], x: Scale, y: Scale) -> list[Markup]:
+    """Each step's value faintly, its running mean clearly; a line reaches back to where it continues from."""
+    means = smoothed(measured)
     parts = []
     for first, end in _stretches(steps):
         colour = f"stroke-{colour_of(steps[first].attempt)}"
         begin = max(0, first - 1)
-        for name, values in (("raw", [record.loss for record in steps]), ("smooth", means)):
+        for name, values in (("raw", measured), ("smooth", means)):
             points = _thinned([(x(steps[i].step), y(values[i])) for i in range(begin, end)], len(steps))
             parts.append(tag("path", d=_path(points), class_=f"{name} {colour}"))
     return parts

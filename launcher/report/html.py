@@ -5,13 +5,15 @@ Nothing is fetched (a Content-Security-Policy tells the browser too), so the fil
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from launcher.attempts import region_name
 from launcher.costs import Charge, Charges, CostReport, combine
 from launcher.report.amounts import WORTH_SAYING, duration, places_for, shares, total_line, usd
-from launcher.report.charts import colour_of, definitions, loss_chart, timeline
+from launcher.report.charts import colour_of, definitions, loss_chart, speed_chart, timeline
 from launcher.report.markup import Markup, tag
 from launcher.report.theme import CSS
 from launcher.runview import RunRecord, RunView, view
@@ -31,25 +33,33 @@ def page(records: Sequence[RunRecord], now: datetime) -> str:
     bills = [(record, record.costs(now)) for record in records]
     title = records[0].run_id if len(records) == 1 else f"{len(records)} runs"
     several = [_overview([bill for _, bill in bills], title)] if len(records) > 1 else []
+    made = f"Made by vlaunch from the journals in the store, {now.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC."
     body = tag(
         "main",
         *several,
-        *(_run(record, bill, view(record, now), now) for record, bill in bills),
-        tag(
-            "footer",
-            f"Made by vlaunch from the journals in the store, {now.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC.",
-        ),
+        *(run_section(record, bill, view(record, now), now) for record, bill in bills),
+        tag("footer", made),
     )
+    return document(f"{title} - vlaunch cost report", body)
+
+
+def document(title: str, body: Markup, script: str = "") -> str:
+    """An HTML file around its content. `script` is the only one that the browser may run."""
+    policy = _POLICY
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy += f"; script-src 'sha256-{digest}'; connect-src 'self'"
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{title} - vlaunch cost report"),
+        tag("title", title),
         tag("style", Markup(CSS)),
     )
-    return "<!DOCTYPE html>\n" + tag("html", head, tag("body", definitions(), body), lang="en") + "\n"
+    scripts = [tag("script", Markup(script))] if script else []
+    return "<!DOCTYPE html>\n" + tag("html", head, tag("body", definitions(), body, *scripts), lang="en") + "\n"
 
 
 def _overview(bills: Sequence[CostReport], title: str) -> Markup:
@@ -57,20 +67,21 @@ def _overview(bills: Sequence[CostReport], title: str) -> Markup:
     rows = [
         tag("tr",
             tag("td", tag("a", bill.run_id, href=f"#{bill.run_id}")),
-            _number(str(len(bill.charges))), _number(duration(bill.billed)), _number(usd(bill.usd)),
-            _number(usd(bill.on_demand_usd) if bill.on_demand_usd else "-"), _number(_saved(bill)))
+            number(str(len(bill.charges))), number(duration(bill.billed)), number(usd(bill.usd)),
+            number(usd(bill.on_demand_usd) if bill.on_demand_usd else "-"), number(saved_text(bill)))
         for bill in bills
     ]  # fmt: skip
     return tag(
         "section",
         tag("h1", title),
         tag("p", total_line(combine(bills, title)), class_="lead"),
-        tag("div", _table(header, rows, left=1), class_="card scroll"),
+        tag("div", table(header, rows, left=1), class_="card scroll"),
         class_="run",
     )
 
 
-def _run(record: RunRecord, bill: CostReport, seen: RunView, now: datetime) -> Markup:
+def run_section(record: RunRecord, bill: CostReport, seen: RunView, now: datetime) -> Markup:
+    """Everything about one run: tiles, loss, speed, attempts, bill."""
     began = seen.created or now
     return tag(
         "section",
@@ -84,6 +95,7 @@ def _run(record: RunRecord, bill: CostReport, seen: RunView, now: datetime) -> M
         *([tag("p", seen.problem, class_="problem")] if seen.problem else []),
         _tiles(bill, seen),
         _loss_card(record, seen),
+        _speed_card(record, seen),
         *([_timeline_card(bill, now), _bill_card(bill)] if bill.charges else []),
         class_="run",
         id=record.run_id,
@@ -94,11 +106,11 @@ def _tiles(bill: CostReport, seen: RunView) -> Markup:
     of = f" of {seen.max_steps:,}" if seen.max_steps else ""
     tiles = [
         (f"{seen.step:,}", f"steps{of}"),
-        (_figure(seen.loss), "training loss, last step"),
-        (_figure(seen.eval_last), f"held-out loss, first {_figure(seen.eval_first)}"),
+        (figure(seen.loss), "training loss, last step"),
+        (figure(seen.eval_last), f"held-out loss, first {figure(seen.eval_first)}"),
         (str(seen.preemptions), f"preemptions, {seen.failovers} to another region"),
         (usd(bill.usd), "notional dollars" if bill.notional else "dollars"),
-        (_saved(bill), "saved against on-demand"),
+        (saved_text(bill), "saved against on-demand"),
     ]
     return tag(
         "div",
@@ -125,6 +137,17 @@ def _loss_card(record: RunRecord, seen: RunView) -> Markup:
         tag("p", note, class_="caption"),
         tag("div", loss_chart(record.steps, record.evals, where), class_="scroll"),
         tag("ul", *key, class_="key"),
+        class_="card",
+    )
+
+
+def _speed_card(record: RunRecord, seen: RunView) -> Markup:
+    now = f"{seen.tokens_per_s:,.0f} tokens a second in the last steps." if seen.tokens_per_s else ""
+    return tag(
+        "div",
+        tag("h2", "Speed"),
+        tag("p", now, class_="caption"),
+        tag("div", speed_chart(record.steps), class_="scroll"),
         class_="card",
     )
 
@@ -198,11 +221,11 @@ def _bill_table(bill: CostReport, places: int) -> Markup:
             tag(
                 "tr",
                 tag("td", words, colspan=len(header) - 1),
-                _number(usd(bill.on_demand_usd, places)),
+                number(usd(bill.on_demand_usd, places)),
                 class_="other",
             )
         )
-    return _table(header, rows, left=4)
+    return table(header, rows, left=4)
 
 
 def _charge_row(charge: Charge, places: int) -> Markup:
@@ -213,10 +236,10 @@ def _charge_row(charge: Charge, places: int) -> Markup:
         tag("td", region_name(attempt)),
         tag("td", f"{attempt.instance} {attempt.market}".strip()),
         tag("td", "running" if charge.running else attempt.reason or "not recorded"),
-        _number(usd(price, places_for(float(price), figures=3)) if price is not None else "-"),
-        _number(duration(charge.billed)),
-        *(_number(duration(charge.time_of(part))) for part in _MEANING),
-        _number(usd(charge.usd, places)),
+        number(usd(price, places_for(float(price), figures=3)) if price is not None else "-"),
+        number(duration(charge.billed)),
+        *(number(duration(charge.time_of(part))) for part in _MEANING),
+        number(usd(charge.usd, places)),
     )
 
 
@@ -225,20 +248,20 @@ def _sum_row(name: str, group: Charges, places: int, class_: str) -> Markup:
         "tr",
         tag("td", str(len(group.charges))),
         tag("td", name, colspan=4),
-        _number(duration(group.billed)),
-        *(_number(duration(group.time_of(part))) for part in _MEANING),
-        _number(usd(group.usd, places)),
+        number(duration(group.billed)),
+        *(number(duration(group.time_of(part))) for part in _MEANING),
+        number(usd(group.usd, places)),
         class_=class_,
     )
 
 
-def _table(header: Sequence[str], rows: Sequence[Markup], left: int) -> Markup:
+def table(header: Sequence[str], rows: Sequence[Markup], left: int) -> Markup:
     """A table whose first `left` columns are text and the others numbers."""
     cells = [tag("th", name, class_=None if i < left else "n", scope="col") for i, name in enumerate(header)]
     return tag("table", tag("thead", tag("tr", *cells)), tag("tbody", *rows))
 
 
-def _number(text: str) -> Markup:
+def number(text: str) -> Markup:
     return tag("td", text, class_="n")
 
 
@@ -246,9 +269,9 @@ def _swatch(part: str) -> Markup:
     return tag("i", class_=part)
 
 
-def _saved(bill: CostReport) -> str:
+def saved_text(bill: CostReport) -> str:
     return "-" if bill.saved is None else f"{round(100 * float(bill.saved))} %"
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"

@@ -91,6 +91,7 @@ ul.notes{margin:10px 0 0;padding-left:18px;color:var(--muted);font-size:13px}
 .good{color:var(--good)}.bad{color:var(--bad)}
 .problem{border-left:3px solid var(--bad);padding-left:12px;overflow-wrap:anywhere}
 a{color:inherit}
+svg.spark{width:120px;height:24px}
 footer{color:var(--muted);font-size:13px;overflow-wrap:anywhere}
 """
 )

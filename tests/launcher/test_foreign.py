@@ -240,9 +240,16 @@ def test_the_lines_of_the_second_document_are_vicunas_recipe_on_two_gpus(model: 
 
 
 def test_what_a_line_has_that_this_version_lacks_is_refused_by_its_flag_alone() -> None:
-    (problem,) = refusals(seed_001(report=REPORT))
+    (problem,) = refusals(seed_001(report='--report_to "comet_ml"'))
 
-    assert problem.startswith("--report_to tensorboard: not in this version") and "vlaunch metrics" in problem
+    assert problem.startswith("--report_to comet_ml: known are wandb, tensorboard and none")
+
+
+def test_where_a_line_reports_to_is_taken_over() -> None:
+    tensorboard = translate(seed_001(report=REPORT))
+    assert any("vlaunch metrics RUN --tensorboard DIR" in note for note in tensorboard.notes)
+    wandb = config_of(translate(seed_001(report="--report_to wandb")))
+    assert values_of(wandb, "tracking.report_to") == ["wandb"]
 
 
 def test_the_line_of_the_third_document_asks_for_real_paths_and_is_then_translated() -> None:
@@ -550,7 +557,7 @@ def test_no_flag_is_silently_dropped(script: str, value: str) -> None:
         "surprise": set(),
         "7": set(),
         "True": {"average_tokens_across_devices", "fsdp", "resume_from_checkpoint", "save_safetensors"},
-        "": {"fsdp", "lora_weight_path", "report_to"},
+        "": {"fsdp", "lora_weight_path"},
     }[value]
     assert silent == always
 

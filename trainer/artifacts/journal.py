@@ -71,6 +71,7 @@ EVENTS: dict[str, EventKind] = {
         ("epoch", "resumed_from", "world_size", "region", "corpus", "store_region", "read", "nodes"),
     ),
     "training": EventKind("box", "the first new step is done; seconds by phase", ("step", "seconds")),
+    "tracked": EventKind("box", "a curve elsewhere is kept up to date by this attempt", ("url",)),
     "checkpoint": EventKind(
         "box",
         "a checkpoint is durable; next_s: until the next save, from this risk (mtbf_s) and what saves cost; "

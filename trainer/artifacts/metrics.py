@@ -17,7 +17,7 @@ from typing import Any
 
 from trainer.artifacts.layout import METRICS, MetricsKey, metrics_key, parse_metrics_key
 from trainer.artifacts.store import Store
-from trainer.artifacts.validity import is_valid, starts
+from trainer.artifacts.validity import is_valid, starts, valid_keys
 from trainer.errors import CorruptObject, MissingKey, StoreError
 
 
@@ -136,13 +136,60 @@ def read_metrics(store: Store) -> tuple[list[StepRecord], list[EvalRecord]]:
     One listing and one read per segment that counts. Segments are listed before the starts are read: an epoch
     that starts in between can only invalidate.
     """
-    listed = [parsed for entry in store.list(METRICS) if (parsed := parse_metrics_key(entry.key))]
+    listed = _segments(store)
     settled = starts(store)
+    return _read(store, [segment for segment in listed if is_valid(segment.last, segment.epoch, settled)])
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """What no preemption can take back: the steps up to the newest checkpoint."""
+
+    step: int
+    """The step of that checkpoint; 0 where there is none."""
+    steps: list[StepRecord]
+    evaluations: list[EvalRecord]
+
+
+def read_durable(store: Store, after: int = -1) -> Durable:
+    """What is durable of the steps after `after`, without a gap; to be asked again and again.
+
+    Other than `read_metrics`, it never shows a step that a later attempt makes again, except where a checkpoint
+    turns out to be damaged and the one before it is taken.
+
+    The checkpoint is looked up first: its steps were written before it, so the listing that follows has them. Two
+    listings and one read per segment, besides the starts.
+    """
+    checkpoint = next(iter(valid_keys(store)), None)
+    if checkpoint is None:
+        return Durable(0, [], [])
+    step, epoch = checkpoint
+    listed = _segments(store, after)
+    settled = starts(store)
+    if not is_valid(step, epoch, settled):  # an epoch that resumed before it has started just now
+        return Durable(0, [], [])
+    counting = [
+        segment
+        for segment in listed
+        if segment.last <= step and segment.epoch <= epoch and is_valid(segment.last, segment.epoch, settled)
+    ]
+    steps, evaluations = _read(store, counting)
+    later = [record for record in steps if record.step > after]
+    whole = [record for number, record in enumerate(later, max(after, 0) + 1) if record.step == number]
+    return Durable(step, whole, [record for record in evaluations if record.step > after])
+
+
+def _segments(store: Store, after: int = -1) -> list[MetricsKey]:
+    """Segments that end after a step. Keys are in the order of last steps, and "-" comes before "."."""
+    beyond = f"{METRICS}{after:012d}." if after >= 0 else ""
+    return [parsed for entry in store.list(METRICS, start_after=beyond) if (parsed := parse_metrics_key(entry.key))]
+
+
+def _read(store: Store, segments: list[MetricsKey]) -> tuple[list[StepRecord], list[EvalRecord]]:
     steps: dict[int, StepRecord] = {}
     evaluations: dict[int, EvalRecord] = {}
     # Of two epochs that both have a step or an evaluation, the later one counts.
-    counting = [segment for segment in listed if is_valid(segment.last, segment.epoch, settled)]
-    for segment in sorted(counting, key=lambda segment: (segment.epoch, segment.last)):
+    for segment in sorted(segments, key=lambda segment: (segment.epoch, segment.last)):
         for record in _read_segment(store, segment):
             if isinstance(record, StepRecord):
                 steps[record.step] = record
