@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher import launch as launching
-from launcher.errors import ConfigError, DataError, NotReady, UsageError
+from launcher.errors import ConfigError, DataError, UsageError, require_extra
 from launcher.launch import Launch, from_events, to_event
 from launcher.output import say
 from launcher.plan import Plan, TrainRequest
 from launcher.render import render_train, run_uri
 from launcher.settings import cache_dir
+from launcher.shipment import Shipment
 from trainer.artifacts.journal import Journal, read_journal
 from trainer.artifacts.layout import CONFIG, TASK, valid_run_id
 from trainer.artifacts.manifest import hash_file, put_blob
@@ -96,16 +97,27 @@ def refuse_unsupported(request: TrainRequest) -> None:
         raise UsageError(
             f"{request.name!r} cannot be the name of a run", hint="at most 40 of a-z, 0-9 and inner dashes"
         )
-    clouds = sorted({infra.cloud for infra in request.infra} - {"local"})
-    if clouds:
-        raise NotReady(
-            f"this version starts runs on this machine only, not on {', '.join(clouds)}",
-            hint="--dry-run shows the task it will become; --infra local runs it here",
-        )
+    if request.infra[0].cloud != "local":
+        require_extra("sky", "sky", needed_for=f"a run on {request.infra[0].cloud}")
+
+
+def shipment_for(request: TrainRequest) -> Shipment:
+    """What travels with the task: nothing, where the machine is this computer."""
+    if request.infra[0].cloud == "local":
+        return Shipment()
+    from launcher.shipment import pack
+    from launcher.spot.plugin import strategy
+
+    return pack(request.config, request.store, strategy())
 
 
 def create(
-    request: TrainRequest, plan: Plan, launch: Launch, train: Sequence[Path], held_out: Sequence[Path]
+    request: TrainRequest,
+    plan: Plan,
+    launch: Launch,
+    shipment: Shipment,
+    train: Sequence[Path],
+    held_out: Sequence[Path],
 ) -> str:
     """Write the run into its store. Returns its URI.
 
@@ -121,7 +133,7 @@ def create(
     _write_config(store, config, request.name)
     for path in (*train, *held_out, *base):
         put_blob(store, path)
-    store.put_new(TASK, render_train(plan, replace(request, config=config)).encode())
+    store.put_new(TASK, render_train(plan, replace(request, config=config), shipment).encode())
     events = read_journal(store)
     if not any(event.kind == "created" for event in events):
         Journal(store, 0, "launcher").record("created", **to_event(plan, launch))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher import options
-from launcher.output import confirm, say
+from launcher.output import confirm, emit, say
 from launcher.train_options import train_options
 
 if TYPE_CHECKING:
@@ -23,10 +23,16 @@ if TYPE_CHECKING:
 )
 @train_options
 @options.dry_run
+@options.option(
+    "--create-only",
+    is_flag=True,
+    show_default=False,
+    help="Write the run into its store, start nothing, print its URI: for python -m trainer --run URI.",
+)
 @options.detach
 @options.yes
 @click.pass_context
-def command(ctx: click.Context, /, dry_run: bool, detach: bool, yes: bool, **given: Any) -> None:
+def command(ctx: click.Context, /, dry_run: bool, create_only: bool, detach: bool, yes: bool, **given: Any) -> None:
     """Train a model. The run survives its machines: each one continues where the last durable checkpoint is.
 
     Given again with the same --name, the command goes on with that run. --dry-run prints the plan to stderr and
@@ -47,9 +53,10 @@ def command(ctx: click.Context, /, dry_run: bool, detach: bool, yes: bool, **giv
     for note in notes:
         say(f"note: {note}")
     plan = make_plan(request)
+    shipment = submit.shipment_for(request)
     if dry_run:
         say(plan_text(plan))
-        click.echo(render_train(plan, request), nl=False)
+        click.echo(render_train(plan, request, shipment), nl=False)
         return
     submit.refuse_unsupported(request)
     refuse_if_live(request.store, request.name)
@@ -62,8 +69,12 @@ def command(ctx: click.Context, /, dry_run: bool, detach: bool, yes: bool, **giv
     request = replace(request, corpus_tokens=count.tokens, corpus_conversations=count.conversations)
     plan = make_plan(request)
     say(plan_text(plan))
-    _agree(plan, yes)
-    submit.create(request, plan, make_launch(asked, plan), train, held_out)
+    if not create_only:
+        _agree(plan, yes)
+    uri = submit.create(request, plan, make_launch(asked, plan), shipment, train, held_out)
+    if create_only:
+        emit(ctx, {"run": request.name, "uri": uri}, uri)
+        return
     start_and_follow(ctx, request.store, request.name, detach=detach)
 
 

@@ -1,0 +1,120 @@
+"""The policy inside SkyPilot: a recovery strategy of managed jobs, brought in by a plugin of the API server.
+
+SkyPilot's controller calls `launch` once and `recover` after every loss. Both ask launcher/spot/policy.py for the
+order of places, by way of the run's journal, and ask SkyPilot for one place at a time, by name: a list of places to
+avoid is lost on the way to its optimiser (0.14.1). Each request, refusal, start and loss goes to the journal with its
+price, so the bill is exact and the next controller knows what this one knew.
+
+By example, with places in us-east and us-west:
+    launch   requested us-east, running, ..., the machine is taken
+    recover  ended(preempted); requested us-west: no_capacity; requested us-east, running
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from sky import exceptions
+from sky.jobs import recovery_strategy
+from sky.server import plugins
+from sky.utils import context, registry
+
+from launcher import __version__
+from launcher.plan import Candidate
+from launcher.render import infra, use_spot
+from launcher.shipment import ADDRESSES, SECRETS
+from launcher.spot.ledger import Ledger
+from launcher.spot.plugin import STRATEGY
+
+
+class Plugin(plugins.BasePlugin):
+    """Registers the strategy in every process of the server that may meet its name or run it."""
+
+    @property
+    def name(self) -> str:
+        return "vlaunch"
+
+    @property
+    def version(self) -> str:
+        return __version__
+
+    def install(self, extension_context: Any) -> None:
+        if STRATEGY.lower() not in registry.JOBS_RECOVERY_STRATEGY_REGISTRY:
+            register = registry.JOBS_RECOVERY_STRATEGY_REGISTRY.type_register(name=STRATEGY, default=False)
+            register(Strategy)
+
+
+class Strategy(recovery_strategy.FailoverStrategyExecutor):
+    """Leaves the region that failed, as long as there is another."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._task = self.dag.tasks[0]
+        self._ledger = Ledger(self._task.envs.get("VLAUNCH_RUN", ""))
+
+    async def launch(self) -> float:
+        return await self._find_machine(recovery=False)
+
+    async def recover(self) -> float:
+        _reach_the_store(self._task)
+        await asyncio.to_thread(self._ledger.lost)
+        await asyncio.to_thread(self._cleanup_cluster)
+        return await self._find_machine(recovery=True)
+
+    async def _find_machine(self, *, recovery: bool) -> float:
+        """Rounds over all places until one gives a machine; the pause between two rounds is SkyPilot's own."""
+        _reach_the_store(self._task)
+        asked_for = self._task.resources
+        places = {(_infra(resources), resources.use_spot): resources for resources in asked_for}
+        try:
+            while True:
+                impossible = []
+                for candidate in await asyncio.to_thread(self._ledger.order, list(places)):
+                    resources = places[infra(candidate), use_spot(candidate)]
+                    submitted, error = await self._try(candidate, resources, recovery)
+                    if submitted is not None:
+                        return submitted
+                    impossible.append(error)
+                if not recovery and None not in impossible:  # wrong everywhere, not full: another round is no better
+                    raise impossible[-1]
+                await asyncio.sleep(self.RETRY_INIT_GAP_SECONDS)
+        finally:
+            self._task.set_resources(asked_for)
+
+    async def _try(
+        self, candidate: Candidate, resources: Any, recovery: bool
+    ) -> tuple[float | None, Exception | None]:
+        """One place, once: when the job was submitted there; before a first launch also why it never can be."""
+        attempt = await asyncio.to_thread(self._ledger.requested, candidate)
+        self._task.set_resources([resources])
+        self._task.update_envs({"VLAUNCH_ATTEMPT": str(attempt), "VLAUNCH_REGION": candidate.region})
+        error, said = None, "no machine"
+        try:
+            submitted: float | None = await self._launch(
+                max_retry=1, raise_on_failure=not recovery, recovery=recovery
+            )
+        except exceptions.ProvisionPrechecksError as refusal:
+            submitted, error, said = None, refusal, "; ".join(str(reason) for reason in refusal.reasons)
+        except exceptions.ManagedJobReachedMaxRetriesError as refusal:
+            submitted, said = None, str(refusal)
+        if submitted is None:
+            await asyncio.to_thread(self._ledger.refused, attempt, candidate, said)
+        else:
+            got = self._launched_resources
+            await asyncio.to_thread(self._ledger.running, attempt, got.zone or "", got.instance_type or "")
+        return submitted, error
+
+
+def _infra(resources: Any) -> str:
+    parts = (str(resources.cloud).lower(), resources.region, resources.zone)
+    return "/".join(part for part in parts if part)
+
+
+def _reach_the_store(task: Any) -> None:
+    """The store's address and keys, as the machine gets them, for this job alone: jobs share the controller."""
+    job = context.get()
+    if job is None:
+        return
+    given = {**task.envs, **{name: secret.get_secret_value() for name, secret in task.secrets.items()}}
+    job.override_envs({name: given[name] for name in (*ADDRESSES, *SECRETS) if name in given})
