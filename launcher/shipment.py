@@ -24,7 +24,13 @@ SECRETS = (
     "WANDB_API_KEY",
 )
 # No secrets, but the machine must know them too: where the store is, when it is not the cloud's own.
-ADDRESSES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "STORAGE_EMULATOR_HOST")
+ADDRESSES = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "STORAGE_EMULATOR_HOST",
+)
 # What a store needs: the extra, and the module that shows whether it is installed.
 _STORES = {"s3": ("s3", "boto3"), "gs": ("gcs", "google.cloud.storage")}
 _MODULES = ("trainer", "torch", "transformers")

@@ -91,9 +91,12 @@ def _metadata(version: str) -> str:
             hint=f"{sys.executable} -m pip install --editable . in the checkout",
         ) from None
     header = text.partition("\n\n")[0]
-    return "\n".join(
-        f"Version: {version}" if line.startswith("Version:") else line for line in header.splitlines()
-    ) + "\n"
+    return (
+        "\n".join(
+            f"Version: {version}" if line.startswith("Version:") else line for line in header.splitlines()
+        )
+        + "\n"
+    )
 
 
 @cache

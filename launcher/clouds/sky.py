@@ -91,7 +91,9 @@ class SkyCloud:
         if job["status"] == "FAILED_SETUP":
             last = list(_lines(job["job_id"], follow=False))[-_LOG_LINES:]
             what = "\n".join([f"setting up the machine of {job['job_name']} failed; its last words:", *last])
-        return RemoteJobFailed(what, hint=f"sky jobs logs --controller {job['job_id']} shows what SkyPilot did")
+        return RemoteJobFailed(
+            what, hint=f"sky jobs logs --controller {job['job_id']} shows what SkyPilot did"
+        )
 
     def _live_jobs(self, run_uri: str) -> list[dict[str, Any]]:
         return [job for job in self._jobs(run_uri) if job["status"] not in _ENDED]
@@ -158,13 +160,18 @@ def _sky() -> Iterator[Any]:
 def _translated(error: Exception, exceptions: Any) -> VlaunchError:
     said = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, exceptions.ApiServerConnectionError):
-        return NotReady(f"SkyPilot's API server does not answer: {said}", hint="sky api status; sky api start")
+        return NotReady(
+            f"SkyPilot's API server does not answer: {said}", hint="sky api status; sky api start"
+        )
     if isinstance(error, exceptions.NoCloudAccessError | exceptions.CloudUserIdentityError):
         return NotReady(f"SkyPilot has no cloud to use: {said}", hint=_FIX_ACCESS)
     if isinstance(error, exceptions.ResourcesUnavailableError):
         return NotReady(
-            f"no machine could be had: {said}", hint="a quota may be 0: vlaunch doctor; more --infra gives more chances"
+            f"no machine could be had: {said}",
+            hint="a quota may be 0: vlaunch doctor; more --infra gives more chances",
         )
     if isinstance(error, exceptions.ApiServerAuthenticationError | exceptions.PermissionDeniedError):
         return NotReady(f"SkyPilot's API server refuses: {said}", hint="sky api login")
-    return VlaunchError(f"SkyPilot failed: {said}", hint="--debug shows where; sky api logs shows what it did")
+    return VlaunchError(
+        f"SkyPilot failed: {said}", hint="--debug shows where; sky api logs shows what it did"
+    )

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 @options.detach
 @options.yes
 @click.pass_context
-def command(ctx: click.Context, /, dry_run: bool, create_only: bool, detach: bool, yes: bool, **given: Any) -> None:
+def command(
+    ctx: click.Context, /, dry_run: bool, create_only: bool, detach: bool, yes: bool, **given: Any
+) -> None:
     """Train a model. The run survives its machines: each one continues where the last durable checkpoint is.
 
     Given again with the same --name, the command goes on with that run. --dry-run prints the plan to stderr and

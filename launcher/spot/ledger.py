@@ -51,7 +51,9 @@ class Ledger:
         return attempt
 
     def refused(self, attempt: int, candidate: Candidate, said: str) -> None:
-        self._record(attempt, "no_capacity", regions=[candidate.region], error=" ".join(said.split())[:_WORDS])
+        self._record(
+            attempt, "no_capacity", regions=[candidate.region], error=" ".join(said.split())[:_WORDS]
+        )
 
     def running(self, attempt: int, zone: str, instance: str) -> None:
         self._record(attempt, "running", zone=zone, instance=instance)

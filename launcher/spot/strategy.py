@@ -76,7 +76,9 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
                     if submitted is not None:
                         return submitted
                     impossible.append(error)
-                if not recovery and None not in impossible:  # wrong everywhere, not full: another round is no better
+                if (
+                    not recovery and None not in impossible
+                ):  # wrong everywhere, not full: another round is no better
                     raise impossible[-1]
                 await asyncio.sleep(self.RETRY_INIT_GAP_SECONDS)
         finally:
