@@ -55,8 +55,8 @@ class Ledger:
             attempt, "no_capacity", regions=[candidate.region], error=" ".join(said.split())[:_WORDS]
         )
 
-    def running(self, attempt: int, zone: str, instance: str) -> None:
-        self._record(attempt, "running", zone=zone, instance=instance)
+    def running(self, attempt: int, zone: str, instance: str, usd_per_hour: float | None) -> None:
+        self._record(attempt, "running", zone=zone, instance=instance, usd_per_hour=usd_per_hour)
 
     def lost(self) -> None:
         """The newest machine is gone, if it was ever there."""

@@ -13,6 +13,7 @@ By example, with places in us-east and us-west:
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from sky import exceptions
@@ -26,6 +27,8 @@ from launcher.render import infra, use_spot
 from launcher.shipment import ADDRESSES, SECRETS
 from launcher.spot.ledger import Ledger
 from launcher.spot.plugin import STRATEGY
+
+log = logging.getLogger("sky.vlaunch")
 
 
 class Plugin(plugins.BasePlugin):
@@ -103,9 +106,22 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
         if submitted is None:
             await asyncio.to_thread(self._ledger.refused, attempt, candidate, said)
         else:
-            got = self._launched_resources
-            await asyncio.to_thread(self._ledger.running, attempt, got.zone or "", got.instance_type or "")
+            await asyncio.to_thread(self._tell_running, attempt)
         return submitted, error
+
+
+    def _tell_running(self, attempt: int) -> None:
+        got = self._launched_resources
+        self._ledger.running(attempt, got.zone or "", got.instance_type or "", _usd_per_hour(got))
+
+
+def _usd_per_hour(resources: Any) -> float | None:
+    """As SkyPilot's catalog or configuration has it; None where neither does."""
+    try:
+        return float(resources.get_cost(3600)) or None
+    except Exception as error:  # of many kinds, and no price is worth a machine
+        log.info("no price of %s: %s", resources, error)
+        return None
 
 
 def _infra(resources: Any) -> str:

@@ -58,8 +58,8 @@ EVENTS: dict[str, EventKind] = {
     ),
     "running": EventKind(
         "launcher",
-        "the machine is there and the task runs: it is paid from here; where it is, where the request left that open",
-        ("zone", "instance"),
+        "the machine is there and the task runs: it is paid from here; what the request left open",
+        ("zone", "instance", "usd_per_hour"),
     ),
     "no_capacity": EventKind(
         "launcher", "none of these regions had a machine; in the cloud's words: why", ("regions", "error")
