@@ -18,7 +18,7 @@ from launcher.errors import NotReady, RemoteJobFailed, VlaunchError, require_ext
 from launcher.plan import Problem
 from launcher.render import job_name, trusted_task
 from launcher.shipment import pack
-from launcher.spot.plugin import strategy
+from launcher.spot.plugin import STRATEGY, strategy
 from launcher.wheel import write_wheel
 from trainer.artifacts.journal import Journal, read_journal
 from trainer.artifacts.layout import CONFIG, TASK
@@ -32,6 +32,7 @@ _ENDED = ("SUCCEEDED", "CANCELLED", *_FAILED)
 _STOP_GRACE_S = 300
 _FIELDS = ("job_id", "job_name", "status", "failure_reason", "details")
 _LOG_LINES = 15
+_ANSWER_S = 10.0
 _FIX_ACCESS = "`sky check` says what is missing for each cloud"
 
 
@@ -48,6 +49,11 @@ class SkyCloud:
         config = decode_config(store.get(CONFIG), f"{run_uri}/{CONFIG}")
         shipment = pack(config, run_uri, strategy())
         task = trusted_task(store.get(TASK), run_uri, shipment)
+        if shipment.strategy == STRATEGY and loaded_plugin() == "":
+            raise NotReady(
+                "SkyPilot's server was started before vlaunch's plugin was installed",
+                hint="sky api stop; sky api start",
+            )
         write_wheel()
         secrets = [(name, os.environ[name]) for name in shipment.secrets]
         with _sky() as sky:
@@ -107,6 +113,21 @@ class SkyCloud:
         for job in jobs:
             job["status"] = getattr(job["status"], "value", job["status"])
         return sorted((job for job in jobs if job["job_name"] == name), key=lambda job: -job["job_id"])
+
+
+def loaded_plugin() -> str | None:
+    """The version of our plugin in the running API server: "" where it has none, None where no server runs."""
+    require_extra("sky", "sky", needed_for="a run on a cloud")
+    with _sky():
+        import requests
+        from sky.server import common
+
+        try:
+            found = requests.get(f"{common.get_server_url()}/api/plugins", timeout=_ANSWER_S).json()
+        except (requests.RequestException, ValueError):
+            return None
+    named = [entry for entry in found.get("plugins", []) if entry.get("name") == "vlaunch"]
+    return str(named[0].get("version")) if named else ""
 
 
 def access_problems(clouds: Sequence[str]) -> list[Problem]:
