@@ -1,69 +1,293 @@
-"""Prices of machines: a small dated table, so that a plan needs neither network nor account.
+"""What machines cost, zone by zone, without network or account: SkyPilot's own catalog files where they are.
 
-Rows are copied from the public SkyPilot catalog (skypilot-org/skypilot-catalog, catalogs/v8/aws/vms.csv,
-commit 00148f2a, late 2025), the cheapest spot zone of each region. They are a snapshot: spot prices move by
-a few per cent a week, so every figure that rests on them says where it comes from.
+SkyPilot keeps one table for each cloud in ~/.sky/catalogs/v8/CLOUD/vms.csv and renews it every few hours. A cloud
+without such a file is looked up in launcher/prices/, a small dated excerpt in the same form. Both are snapshots:
+spot prices move by a few per cent a week, so whatever rests on a price carries its source and date.
+
+Cost: one pass over the lines of the asked clouds' files that name the accelerator; 100,000 rows take some 30 ms.
 """
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
 
-from trainer.errors import UsageError, nearest
+from launcher.errors import NotReady, UsageError, nearest
+from launcher.values import Gpus, Infra
 
-SOURCE = "SkyPilot catalog v8, commit 00148f2a, late 2025"
+SKYPILOT_FOLDER = Path(".sky/catalogs/v8")
+"""Below the home folder; SkyPilot 0.14.1, catalog/common.py."""
+# From github.com/skypilot-org/skypilot-catalog: the cheapest zone of each region for some kinds of machines.
+PACKAGED = Path(__file__).parent / "prices"
+PACKAGED_SOURCE = "SkyPilot catalog v8, commits 00148f2a and 006059e0"
+PACKAGED_DATE = "late 2025"
+
+# Machines of one's own: no price, and SkyPilot has no list of their places here.
+OWN = ("kubernetes", "slurm", "ssh", "vsphere")
+# SkyPilot 0.14.1, clouds/*.py: those that name SPOT_INSTANCE among the features they lack. Kubernetes has spot
+# where its cloud does.
+NO_SPOT = (
+    "cudo do fluidstack hyperbolic lambda local paperspace scp seeweb shadeform slurm ssh vsphere"
+).split()
+
+# What SkyPilot takes for `cpus: 2+`: its default families (catalog/aws_catalog.py and gcp_catalog.py).
+_CPU_MACHINES = {"aws": "m6i.large", "gcp": "n2-standard-2", "azure": "Standard_D2s_v5"}
+
+# GCP sells an accelerator and its host apart. Hosts: gcp_catalog.py, _ACC_INSTANCE_TYPE_DICTS and _NUM_ACC_TO_NUM_CPU.
+_GCP_HOSTS = {
+    "A100": "a2-highgpu-{n}g",
+    "A100-80GB": "a2-ultragpu-{n}g",
+    "H100": "a3-highgpu-{n}g",
+    "H200": "a3-ultragpu-{n}g",
+    "B200": "a4-highgpu-{n}g",
+}
+_GCP_L4_HOSTS = {1: "g2-standard-4", 2: "g2-standard-24", 4: "g2-standard-48", 8: "g2-standard-96"}
+_GCP_CORES = {"T4": {1: 4, 2: 8, 4: 48}, "K80": {1: 4, 2: 8, 4: 16, 8: 32}}
+_GCP_CORES_ELSE = {1: 8, 2: 16, 4: 32, 8: 64}
+
+
+class Source(NamedTuple):
+    """Where prices are from, and of when."""
+
+    name: str
+    date: str
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.date}"
 
 
 @dataclass(frozen=True, slots=True)
-class Price:
-    """One kind of machine in one region, in USD per hour."""
+class Offer:
+    """One kind of machine in one zone, in USD per hour with its accelerators."""
 
-    accelerator: str
-    """SkyPilot name and count; "" is a machine without one."""
     cloud: str
     region: str
     zone: str
     instance: str
-    on_demand: float
-    spot: float
+    accelerator: str
+    """SkyPilot name and count; "" is a machine without one."""
+    on_demand: float | None
+    spot: float | None
+    """None where the zone has none."""
+    source: Source
 
 
-PRICES = (
-    Price("", "aws", "us-east-2", "use2-az2", "m6i.large", 0.096, 0.0276),
-    Price("", "aws", "us-east-1", "use1-az2", "m6i.large", 0.096, 0.0352),
-    Price("", "aws", "us-west-2", "usw2-az4", "m6i.large", 0.096, 0.0351),
-    Price("", "aws", "eu-central-1", "euc1-az3", "m6i.large", 0.115, 0.0456),
-    Price("T4:1", "aws", "us-east-2", "use2-az3", "g4dn.xlarge", 0.526, 0.1901),
-    Price("T4:1", "aws", "us-east-1", "use1-az2", "g4dn.xlarge", 0.526, 0.2000),
-    Price("A10G:1", "aws", "us-east-2", "use2-az1", "g5.xlarge", 1.006, 0.3770),
-    Price("A10G:1", "aws", "us-east-1", "use1-az2", "g5.xlarge", 1.006, 0.4246),
-    Price("A100:8", "aws", "us-east-2", "use2-az1", "p4d.24xlarge", 21.95764, 6.0374),
-    Price("A100:8", "aws", "us-west-2", "usw2-az1", "p4d.24xlarge", 21.95764, 7.9992),
-    Price("A100-80GB:8", "aws", "eu-central-1", "euc1-az2", "p4de.24xlarge", 34.29122, 8.0274),
-    Price("A100-80GB:8", "aws", "us-east-1", "use1-az6", "p4de.24xlarge", 27.44705, 8.6505),
-    Price("A100-80GB:8", "aws", "us-west-2", "usw2-az3", "p4de.24xlarge", 27.44705, 10.3338),
-)
+class _Row(NamedTuple):
+    instance: str
+    accelerator: str
+    cards: int
+    region: str
+    zone: str
+    price: float | None
+    spot: float | None
 
 
-def offers(accelerator: str) -> list[Price]:
-    """Machines with this accelerator, cheapest spot first.
+class Catalog:
+    """Prices from one folder of SkyPilot's, and from the package for clouds that have no file there."""
 
-    AWS sells A100s by eight: A100-80GB:4 is offered as the machine that has them, at its full price.
+    def __init__(self, folder: Path | None = None) -> None:
+        """None is SkyPilot's own folder; a folder that was named must exist.
 
-    Raises:
-        UsageError: the table has none, with the nearest accelerator.
-    """
-    name, _, count = accelerator.partition(":")
-    wanted = int(count or 1) if accelerator else 0
-    fitting = [
-        price
-        for price in PRICES
-        if price.accelerator.partition(":")[0] == name
-        and int(price.accelerator.partition(":")[2] or 0) >= wanted
-    ]
-    if not fitting:
-        known = sorted({price.accelerator for price in PRICES if price.accelerator})
-        close = nearest(accelerator, known)
-        hint = f"did you mean {close}?" if close else f"known are {', '.join(known)}"
-        raise UsageError(f"no price is known for {accelerator}", hint=hint)
-    return sorted(fitting, key=lambda price: price.spot)
+        Raises:
+            UsageError: the named folder is no catalog.
+        """
+        self.folder = folder or Path.home() / SKYPILOT_FOLDER
+        if folder is not None and not any(folder.glob("*/vms.csv")):
+            raise UsageError(
+                f"{folder} is no catalog: it has no CLOUD/vms.csv",
+                hint=f"SkyPilot's is ~/{SKYPILOT_FOLDER}; without --catalog the package's own prices stand in",
+            )
+
+    def clouds(self) -> list[str]:
+        """Those with prices."""
+        files = [*PACKAGED.glob("*/vms.csv"), *self.folder.glob("*/vms.csv")]
+        return sorted({path.parent.name for path in files})
+
+    def offers(self, infra: Infra, gpus: Gpus | None) -> list[Offer]:
+        """The cheapest machine of each zone of a cloud that has these accelerators; without any, a small one.
+
+        A cloud that sells a card by eight alone offers eight for four, at their full price.
+
+        Raises:
+            UsageError: the cloud has no such region or zone, with the nearest.
+            NotReady: no prices of this cloud are here.
+        """
+        path, source = self._file(infra.cloud)
+        rows = list(_rows(path, f",{gpus.name}," if gpus else f"{_CPU_MACHINES.get(infra.cloud, '')}"))
+        if infra.cloud == "gcp" and gpus:
+            rows = list(_with_hosts(rows, path))
+        if infra.cloud == "aws":
+            rows = list(_with_zone_names(rows, path.parent))
+        fitting = _enough(rows, gpus)
+        here = [
+            row for row in fitting if infra.region in (None, row.region) and infra.zone in (None, row.zone)
+        ]
+        if not here:
+            self._refuse_place(infra)
+        return [
+            Offer(
+                infra.cloud,
+                row.region,
+                row.zone,
+                row.instance,
+                f"{row.accelerator}:{row.cards}" if gpus else "",
+                row.price,
+                row.spot,
+                source,
+            )
+            for row in _cheapest_of_each_zone(here)
+        ]
+
+    def accelerators(self, clouds: Iterable[str]) -> list[str]:
+        """Names that these clouds sell. Reads their whole files: for messages and proposals alone."""
+        return sorted({name for name, _ in self.machines(clouds)})
+
+    def machines(self, clouds: Iterable[str]) -> list[tuple[str, int]]:
+        """(accelerator, number on one machine) that these clouds sell; at the same cost."""
+        sold = [row for cloud in clouds if cloud not in OWN for row in _rows(self._file(cloud)[0], "")]
+        return sorted({(row.accelerator, row.cards) for row in sold if row.accelerator})
+
+    @property
+    def own_source(self) -> Source:
+        """Of machines that nobody sells."""
+        return Source("none: a cluster of your own", "undated")
+
+    def _file(self, cloud: str) -> tuple[Path, Source]:
+        path = self.folder / cloud / "vms.csv"
+        if path.is_file():
+            written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+            return path, Source(f"SkyPilot catalog {_shown(path)}", f"{written:%Y-%m-%d}")
+        path = PACKAGED / cloud / "vms.csv"
+        if path.is_file():
+            return path, Source(PACKAGED_SOURCE, PACKAGED_DATE)
+        raise NotReady(
+            f"no prices of {cloud} are here",
+            hint=f"`sky gpus list --infra {cloud}` fetches them; known are {', '.join(self.clouds())}",
+        )
+
+    def _refuse_place(self, infra: Infra) -> None:
+        """Raises UsageError where the cloud has no such region or zone at all; else the card is not sold there."""
+        path, _ = self._file(infra.cloud)
+        rows: Sequence[_Row] = list(_rows(path, ""))
+        if infra.cloud == "aws":
+            rows = list(_with_zone_names(rows, path.parent))
+        regions = sorted({row.region for row in rows})
+        if infra.region and infra.region not in regions:
+            raise _no_place(f"{infra.cloud} has no region {infra.region!r}", infra.region, regions)
+        zones = sorted({row.zone for row in rows if row.region == infra.region})
+        if infra.zone and infra.zone not in zones:
+            raise _no_place(f"{infra.cloud}/{infra.region} has no zone {infra.zone!r}", infra.zone, zones)
+
+
+def _no_place(message: str, word: str, known: Sequence[str]) -> UsageError:
+    close = nearest(word, known)
+    return UsageError(message, hint=f"did you mean {close}?" if close else f"known are {', '.join(known)}")
+
+
+def _rows(path: Path, needle: str) -> Iterator[_Row]:
+    """The rows whose text holds `needle`; the others are never split, which is what makes large files cheap."""
+    with path.open(encoding="utf-8", newline="") as lines:
+        header = next(csv.reader([next(lines, "")]), [])
+        column = {name: index for index, name in enumerate(header)}
+        try:
+            wanted = [column[name] for name in _COLUMNS]
+        except KeyError as error:
+            raise NotReady(
+                f"{path} has no column {error}", hint="delete it: SkyPilot fetches it again"
+            ) from None
+        for row in csv.reader(line for line in lines if needle in line):
+            try:
+                yield _parsed([row[index] for index in wanted])
+            except (IndexError, ValueError):
+                raise NotReady(
+                    f"{path} has a row that cannot be read: {','.join(row)[:80]}",
+                    hint="delete the file: SkyPilot fetches it again",
+                ) from None
+
+
+def _parsed(cells: Sequence[str]) -> _Row:
+    instance, accelerator, count, region, zone, price, spot = cells
+    return _Row(
+        instance,
+        accelerator,
+        round(float(count)) if count else 0,
+        region,
+        zone,
+        float(price) if price else None,
+        float(spot) if spot else None,
+    )
+
+
+_COLUMNS = (
+    "InstanceType", "AcceleratorName", "AcceleratorCount", "Region", "AvailabilityZone", "Price", "SpotPrice",
+)  # fmt: skip
+
+
+def _with_hosts(rows: Sequence[_Row], path: Path) -> Iterator[_Row]:
+    """GCP's accelerators with the price of the machine around them; without a host in the zone, none."""
+    wanted = {_gcp_host(row.accelerator, row.cards) for row in rows if not row.instance} - {""}
+    # Hosts are few: one pass for all, by the family's first letters.
+    families = {host.partition("-")[0] + "-" for host in wanted}
+    hosts = {(row.instance, row.zone): row for family in families for row in _rows(path, family)}
+    for row in rows:
+        if row.instance:  # newer cards are listed with their machine
+            yield row
+            continue
+        host = hosts.get((_gcp_host(row.accelerator, row.cards), row.zone))
+        if host is not None:
+            price, spot = _sum(row.price, host.price), _sum(row.spot, host.spot)
+            yield row._replace(instance=host.instance, price=price, spot=spot)
+
+
+def _gcp_host(accelerator: str, count: int) -> str:
+    if accelerator == "L4":
+        return _GCP_L4_HOSTS.get(count, "")
+    if accelerator in _GCP_HOSTS:
+        return _GCP_HOSTS[accelerator].format(n=count)
+    cores = _GCP_CORES.get(accelerator, _GCP_CORES_ELSE).get(count)
+    return f"n1-highmem-{cores}" if cores else ""
+
+
+def _with_zone_names(rows: Sequence[_Row], folder: Path) -> Iterator[_Row]:
+    """AWS lists zones by id (use1-az4); which name an account has for it SkyPilot writes beside the catalog."""
+    mappings = sorted(folder.glob("az_mappings-*.csv"), key=lambda path: path.stat().st_mtime)
+    if not mappings:
+        yield from rows
+        return
+    with mappings[-1].open(encoding="utf-8", newline="") as lines:
+        names = {row["AvailabilityZone"]: row["AvailabilityZoneName"] for row in csv.DictReader(lines)}
+    for row in rows:
+        if row.zone in names:  # SkyPilot leaves out the others too: the account cannot use them
+            yield row._replace(zone=names[row.zone])
+
+
+def _enough(rows: Sequence[_Row], gpus: Gpus | None) -> list[_Row]:
+    """Rows with exactly the asked number of cards, else with the next larger one that is sold."""
+    if gpus is None:
+        return [row for row in rows if not row.accelerator]
+    counts = sorted({row.cards for row in rows if row.accelerator == gpus.name and row.cards >= gpus.number})
+    return [row for row in rows if row.accelerator == gpus.name and counts and row.cards == counts[0]]
+
+
+def _cheapest_of_each_zone(rows: Sequence[_Row]) -> list[_Row]:
+    best: dict[tuple[str, str], _Row] = {}
+    for row in sorted(rows, key=lambda row: (_or_inf(row.spot), _or_inf(row.price), row.instance)):
+        best.setdefault((row.region, row.zone), row)
+    return list(best.values())
+
+
+def _or_inf(price: float | None) -> float:
+    return float("inf") if price is None else price
+
+
+def _sum(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else round(first + second, 6)
+
+
+def _shown(path: Path) -> str:
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)

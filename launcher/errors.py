@@ -6,6 +6,7 @@ cli.py is the one place where these become text and an exit code.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from trainer.errors import (
     ConfigError,
@@ -36,6 +37,7 @@ __all__ = [
     "MissingKey",
     "NotReady",
     "Preempted",
+    "Problem",
     "RemoteJobFailed",
     "RunIsLive",
     "StoreError",
@@ -44,6 +46,16 @@ __all__ = [
     "nearest",
     "require_extra",
 ]
+
+
+class Problem(NamedTuple):
+    """Something found before anything starts, so that all can be told at once. Each part is one sentence."""
+
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.fix}"
 
 
 class MissingExtra(NotReady):

@@ -95,8 +95,8 @@ infra = option(
     type=INFRA,
     multiple=True,
     default=("local",),
-    help="Where machines may come from, in order of preference; repeatable: local, aws, gcp/REGION, "
-    "slurm/CLUSTER/PARTITION.",
+    help="Where machines may come from, repeatable: local, aws, gcp/REGION, slurm/CLUSTER/PARTITION. The cheapest is "
+    "taken first; those without a price in this order.",
 )
 gpus = option("--gpus", type=GPUS, metavar="NAME[:COUNT]", help="Accelerators of one node: A100-80GB:8.")
 num_nodes = option("--num-nodes", type=click.IntRange(min=1), default=1, help="Machines of one attempt.")
@@ -105,6 +105,13 @@ spot = option(
 )
 deadline = option("--deadline", type=DURATION, help="Stop at a checkpoint when the run is this old.")
 max_cost = option("--max-cost", type=DOLLARS, help="Stop at a checkpoint when the run has cost this much.")
+catalog = option(
+    "--catalog",
+    type=click.Path(),
+    metavar="FOLDER",
+    show_default="SkyPilot's, ~/.sky/catalogs/v8",
+    help="Prices of clouds: a folder with CLOUD/vms.csv.",
+)
 set_fields = option(
     "--set", "set_fields", type=KEY_VALUE, multiple=True, help="Any field of the configuration; repeatable."
 )

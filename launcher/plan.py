@@ -1,85 +1,45 @@
-"""Everything decided before anything starts: what, where, for how long, for how much.
+"""Everything decided before anything starts: what, where, whether it fits, for how long, for how much.
 
-Pure: a request in, a plan out. The figures are estimates from stated assumptions, and say so.
+Pure: a request and a catalog of prices in, a plan out. The figures are estimates from stated assumptions, and say so:
+memory from fit.py, hours from throughput.py, lives of spot machines from lives.py, places and dollars from places.py.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
-from launcher.catalog import SOURCE, Price, offers
+from launcher.catalog import OWN, PACKAGED, PACKAGED_DATE, PACKAGED_SOURCE, Catalog, Offer, Source
+from launcher.errors import Problem as Problem
+from launcher.errors import UsageError, nearest
+from launcher.fit import Fit, model_of, training_fit
+from launcher.objections import problems, risks
+from launcher.places import (
+    Bill,
+    Machine,
+    Workload,
+    candidate,
+    egress_usd_per_gb,
+    expect,
+    in_order,
+    offers_of,
+    price,
+)
+from launcher.places import Candidate as Candidate
+from launcher.places import MarketName as MarketName
 from launcher.values import Gpus, Infra
-from trainer.config import ASSUMED_STALL_S, TrainConfig
-from trainer.errors import ConfigError, UsageError
+from launcher.workload import CORPUS_TOKENS, cpu_machine, gpu_machine, steps_and_tokens, workload
+from trainer.config import TrainConfig
+from trainer.hardware import CARDS
 from trainer.recipes import Recipe
 
-MarketName = Literal["spot", "on-demand"]
-
-# Sustained rate of one CPU core in float32 training of small models, and the share of an accelerator's bf16
-# peak that FSDP fine-tuning reaches: measured for the core (docs/benchmarks.md), usual for the GPU.
-_CORE_FLOPS = 35e9
-_GPU_UTILISATION = 0.35
-# bf16 (tensor core) peak, FLOP/s, from the makers' data sheets; T4 has fp16 only.
-_PEAK_FLOPS = {"A100": 312e12, "A100-80GB": 312e12, "A10G": 70e12, "T4": 65e12, "H100": 989e12}
-# Vicuna's corpus: about 70,000 conversations, here taken at 800 tokens (lognormal, median 600).
-_CORPUS_CONVERSATIONS = 70_000
-_CORPUS_TOKENS = _CORPUS_CONVERSATIONS * 800
-# Seconds from a request to the first new step: on a cloud, provisioning and set-up as well.
-_RESTART_S = {"local": 8.0, "cloud": 300.0}
-
-
-class Problem(NamedTuple):
-    """Something that keeps a plan from running, and what mends it. Each is one sentence."""
-
-    what: str
-    fix: str
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.fix}"
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One place to run one attempt, with its price and what the whole run is expected to cost there.
-
-    Names are SkyPilot's. Prices are of one machine with its accelerators; a run on several takes each as often.
-    """
-
-    cloud: str
-    region: str
-    """Of AWS, GCP, ...; a Slurm cluster, a Kubernetes context; "" lets SkyPilot choose."""
-    zone: str
-    """A zone, a Slurm partition; "" lets SkyPilot choose."""
-    instance: str
-    """Type of machine; "" lets SkyPilot choose one with the accelerator."""
-    market: MarketName
-    usd_per_hour: float | None
-    """In this market; None where no price is known, as on one's own cluster."""
-    on_demand_usd_per_hour: float | None
-    spot_usd_per_hour: float | None
-    """None where there is no spot market."""
-    price_source: str
-    """With its date, for people."""
-    accelerator: str = ""
-    """Name and count on one machine, e.g. "A100-80GB:8"; "" is a machine without one."""
-    life_s: float | None = None
-    """Expected seconds until the machine is taken away; None on demand."""
-    hours: float | None = None
-    """Expected from the request to the end of the run, if all of it were done here."""
-    preemptions: float = 0.0
-    """Expected in that time."""
-    usd: float | None = None
-    """Expected for all of the run and all of its machines; None where no price is known."""
-    reason: str = ""
-    """Why it stands where it stands, in words."""
-
-    @property
-    def place(self) -> str:
-        return "/".join(part for part in (self.cloud, self.region, self.zone) if part)
+# SkyPilot's controller of managed jobs: 4 cores with 4 GB each (sky/jobs/constants.py), on demand as long as jobs run;
+# AWS m6i.xlarge, twice the m6i.large of launcher/prices. None where the API server runs jobs itself.
+_CONTROLLER_USD_PER_HOUR = 0.192
+# Played by this machine where nothing else is asked for: the three cheapest of AWS in the packaged prices.
+_LOCAL_REGIONS = ("us-east-2", "us-west-2", "us-east-1")
+_MARKETS: tuple[MarketName, ...] = ("spot", "on-demand")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +63,23 @@ class TrainRequest:
     """Likewise."""
     base_shape: Mapping[str, Any] | None = None
     """The Hugging Face config of a local base model."""
+    named: tuple[str, ...] = ()
+    """Fields that the user set by name, dotted."""
+    max_cost_usd: float | None = None
+    deadline_s: float | None = None
+
+    @property
+    def local(self) -> bool:
+        return all(infra.cloud == "local" for infra in self.infra)
+
+    @property
+    def market(self) -> MarketName:
+        return "spot" if self.spot else "on-demand"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A decided request. Hours are of training alone; dollars include expected restarts."""
+    """A decided request. Hours are of training alone; dollars are of everything, with expected restarts."""
 
     name: str
     recipe: str
@@ -123,16 +95,27 @@ class Plan:
     tokens: float
     corpus_tokens: int
     corpus_assumed: bool
+    fit: Fit | None
+    """None on this machine, whose cards the box looks at itself."""
     hours: float
+    """At the first candidate."""
     usd_spot: float | None
     """Of the best spot candidate; None where there is none with a price."""
     usd_on_demand: float | None
     """Of the best on-demand machine among the same places."""
+    bill: Bill | None
+    """What the first candidate's expected cost is made of; None without a candidate."""
+    controller_usd: float
     mtbf_s: float
     checkpoint_every_s: float
     notional: bool
     problems: tuple[Problem, ...] = ()
+    """Why it cannot run as asked."""
     risks: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool | None:
+        return self.fit.fits if self.fit else None
 
     @property
     def has_accelerator(self) -> bool:
@@ -140,172 +123,151 @@ class Plan:
 
     @property
     def market(self) -> MarketName:
-        return self.candidates[0].market
+        return self.candidates[0].market if self.candidates else "on-demand"
 
     @property
     def regions(self) -> list[str]:
         return list(dict.fromkeys(candidate.region for candidate in self.candidates))
 
 
-def make_plan(request: TrainRequest) -> Plan:
+def make_plan(request: TrainRequest, catalog: Catalog | None = None) -> Plan:
     """Decide.
 
     Raises:
-        UsageError: an unknown accelerator or cloud, with the nearest name.
+        UsageError: an unknown accelerator, region or zone, with the nearest name; spot where there is none.
+        NotReady: a cloud whose prices nobody has told.
     """
-    accelerator = "" if _is_local(request) else str(request.gpus or request.recipe.accelerator or "")
-    candidates = tuple(_candidates(request, accelerator))
-    parameters = _parameters(request)
-    steps, tokens = _work(request)
-    hours = 6.0 * parameters * tokens / _rate(accelerator, request) / 3600.0
-    mtbf_s = request.config.checkpoint.mtbf_s
-    restart_s = _RESTART_S["local" if _is_local(request) else "cloud"]
-    overhead = 1.0 + (restart_s + math.sqrt(2 * ASSUMED_STALL_S * mtbf_s) / 2) / mtbf_s
+    catalog = Catalog(PACKAGED) if request.local else catalog or Catalog()
+    request = replace(request, gpus=_cards(request, catalog))
+    model = model_of(request.config, request.base_shape)
+    gpus, nodes = request.gpus, request.num_nodes
+    fit = training_fit(request.config, model.shape, gpus, nodes, request.named) if gpus else None
+    steps, tokens = steps_and_tokens(request.config, request.corpus_tokens, request.corpus_conversations)
+    work = workload(
+        request.config, model.shape, tokens, gpus.number if gpus else 0, nodes, local=request.local
+    )
+    options = _options(request, catalog, work)
+    chosen = _chosen(request, options)
+    bill = chosen[0].bill if chosen else None
+    hours = bill.training_h if bill else work.flops / (_machine(request, None).flops * nodes) / 3600.0
     return Plan(
         name=request.name,
         recipe=request.config.recipe,
         method=request.config.train.method,
-        accelerator=accelerator or "CPU",
-        num_nodes=request.num_nodes,
+        accelerator=str(gpus) if gpus else "CPU",
+        num_nodes=nodes,
         cores=request.cores,
-        candidates=candidates,
-        parameters=parameters,
+        candidates=tuple(option.candidate for option in chosen),
+        parameters=float(model.shape.parameters),
         steps=steps,
         tokens=tokens,
-        corpus_tokens=request.corpus_tokens or _CORPUS_TOKENS,
+        corpus_tokens=request.corpus_tokens or CORPUS_TOKENS,
         corpus_assumed=request.corpus_tokens is None,
+        fit=fit,
         hours=hours,
-        usd_spot=hours * overhead * min(c.spot_usd_per_hour or 0.0 for c in candidates) * request.num_nodes,
-        usd_on_demand=hours * min(c.on_demand_usd_per_hour or 0.0 for c in candidates) * request.num_nodes,
-        mtbf_s=mtbf_s,
-        checkpoint_every_s=min(
-            math.sqrt(2 * ASSUMED_STALL_S * mtbf_s), request.config.checkpoint.max_interval_s
-        ),
-        notional=_is_local(request),
-        problems=tuple(_problems(request)),
-        risks=tuple(_risks(request, candidates, restart_s, mtbf_s)),
+        usd_spot=_cheapest(options, "spot"),
+        usd_on_demand=_cheapest(options, "on-demand"),
+        bill=bill,
+        controller_usd=_controller(request, chosen),
+        mtbf_s=request.config.checkpoint.mtbf_s,
+        checkpoint_every_s=work.interval_s,
+        notional=request.local,
+        problems=tuple(problems(request, fit, [option.candidate for option in chosen])),
+        risks=tuple(risks(request, model, fit, [option.candidate for option in chosen], bill, work)),
     )
 
 
-def _is_local(request: TrainRequest) -> bool:
-    return all(infra.cloud == "local" for infra in request.infra)
+class _Option(NamedTuple):
+    """A place and a market, with what the run is expected to cost there."""
+
+    candidate: Candidate
+    bill: Bill
 
 
-def _candidates(request: TrainRequest, accelerator: str) -> Sequence[Candidate]:
-    prices = offers(accelerator)
-    if _is_local(request):
-        return _local_candidates(request, prices)
-    wanted = [infra for infra in request.infra if infra.cloud != "local"]
-    fitting = [
-        price
-        for infra in wanted
-        for price in prices
-        if infra.cloud == price.cloud
-        and infra.region in (None, price.region)
-        and infra.zone in (None, price.zone)
-    ]
-    if not fitting:
-        places = ", ".join(str(infra) for infra in wanted)
-        known = ", ".join(sorted({f"{price.cloud}/{price.region}" for price in prices}))
-        raise UsageError(
-            f"no known price of {accelerator or 'a CPU machine'} in {places}", hint=f"known: {known}"
-        )
-    return [_priced(price, request, price.cloud, price.zone, SOURCE) for price in fitting]
+def known_cards(gpus: Gpus, infra: Sequence[Infra], catalog: Catalog) -> Gpus:
+    """The same by its right name, whatever its case.
+
+    Raises:
+        UsageError: nobody knows the name.
+    """
+    if gpus.name in CARDS or any(
+        place.cloud in OWN for place in infra
+    ):  # one's own cluster names cards as it likes
+        return gpus
+    names = {name.lower(): name for name in (*CARDS, *catalog.accelerators(place.cloud for place in infra))}
+    if right := names.get(gpus.name.lower()):
+        return gpus._replace(name=right)
+    close = nearest(gpus.name.lower(), names)
+    hint = (
+        f"did you mean {names[close]}:{gpus.number}?" if close else f"known are {', '.join(names.values())}"
+    )
+    raise UsageError(f"no accelerator {gpus.name} is known", hint=hint)
 
 
-def _local_candidates(request: TrainRequest, prices: Sequence[Price]) -> Sequence[Candidate]:
-    """This machine, playing regions. Each has the price that a small cloud machine has there."""
-    source = f"as AWS {prices[0].instance}, {SOURCE}"
-    by_region = {price.region: price for price in prices}
-    if request.zones:
-        placed = [(by_region.get(region, prices[0]), zone, region) for zone, region in request.zones]
+def _cards(request: TrainRequest, catalog: Catalog) -> Gpus | None:
+    """The accelerators of one machine; None on this machine and for the small models."""
+    if request.local:
+        return None
+    gpus = request.gpus or (Gpus.parse(request.recipe.accelerator) if request.recipe.accelerator else None)
+    return known_cards(gpus, request.infra, catalog) if gpus else None
+
+
+def _options(request: TrainRequest, catalog: Catalog, work: Workload) -> list[_Option]:
+    """Every place in both markets, as far as each has a price there."""
+    if request.local:
+        offers = _local_offers(request, catalog)
     else:
-        asked = [infra.region for infra in request.infra if infra.region]
-        placed = [
-            (by_region.get(region, prices[0]), region, region)
-            for region in asked or [price.region for price in prices[:3]]
-        ]
-    return [_priced(price, request, "local", zone, source, region) for price, zone, region in placed]
+        offers = offers_of(request.infra, request.gpus, catalog, request.spot)
+    found = []
+    for offer in offers:
+        machine = _machine(request, offer)
+        egress = egress_usd_per_gb(offer, offers)
+        for market in _MARKETS:
+            if price(offer, market) is not None or (offer.cloud in OWN and market == request.market):
+                bill = expect(offer, market, work, machine, egress)
+                found.append(_Option(candidate(offer, market, bill), bill))
+    return found
 
 
-def _priced(
-    price: Price, request: TrainRequest, cloud: str, zone: str, source: str, region: str | None = None
-) -> Candidate:
-    return Candidate(
-        cloud=cloud,
-        region=region or price.region,
-        zone=zone,
-        instance=price.instance,
-        market="spot" if request.spot else "on-demand",
-        usd_per_hour=price.spot if request.spot else price.on_demand,
-        on_demand_usd_per_hour=price.on_demand,
-        spot_usd_per_hour=price.spot,
-        price_source=source,
-    )
+def _chosen(request: TrainRequest, options: Sequence[_Option]) -> list[_Option]:
+    """Those in the asked market, in the order to try them. Where spot machines have a deadline to keep, on-demand
+    machines stand among them: the net under the run."""
+    both = request.spot and request.deadline_s is not None
+    asked = [option for option in options if both or option.candidate.market == request.market]
+    if request.local:
+        return [option for option in asked if option.candidate.market == request.market]
+    bills = {option.candidate: option.bill for option in asked}
+    return [_Option(place, bills[replace(place, reason="")]) for place in in_order(list(bills))]
 
 
-def _parameters(request: TrainRequest) -> float:
-    """Weights of the model: exact for a shape, by name otherwise."""
-    shape = request.config.model.shape or request.base_shape
-    if shape is None:
-        return _named_size(request.config.model.base or "")
-    missing = [name for name in ("hidden_size", "num_hidden_layers") if name not in shape]
-    if missing:
-        raise ConfigError(
-            f"model.shape has no {missing[0]}", hint="it holds the fields of a Hugging Face config"
-        )
-    hidden, layers = int(shape["hidden_size"]), int(shape["num_hidden_layers"])
-    heads = int(shape.get("num_attention_heads", 1))
-    kv_share = int(shape.get("num_key_value_heads", heads)) / heads
-    attention = hidden * hidden * (2 + 2 * kv_share)
-    mlp = 3 * hidden * int(shape.get("intermediate_size", 4 * hidden))
-    embeddings = hidden * int(request.config.model.vocab_size or shape.get("vocab_size", 32_000))
-    return layers * (attention + mlp) + embeddings * (1 if shape.get("tie_word_embeddings") else 2)
+def _local_offers(request: TrainRequest, catalog: Catalog) -> list[Offer]:
+    """This machine, playing regions. Each has the price that a small cloud machine has there."""
+    by_region = {offer.region: offer for offer in catalog.offers(Infra("aws"), None)}
+    usual = by_region[_LOCAL_REGIONS[0]]
+    asked = [infra.region for infra in request.infra if infra.region]
+    places = request.zones or [(region, region) for region in asked or _LOCAL_REGIONS]
+    source = Source(f"as AWS {usual.instance}, {PACKAGED_SOURCE}", PACKAGED_DATE)
+    return [
+        replace(by_region.get(region, usual), cloud="local", region=region, zone=zone, source=source)
+        for zone, region in places
+    ]
 
 
-def _named_size(base: str) -> float:
-    """Weights by the size in a model's name: llama-13b-hf has 13 billion. LLaMA's own sizes are known exactly."""
-    found = re.search(r"(\d+(?:\.\d+)?)b\b", base.lower())
-    billions = float(found[1]) if found else 7.0
-    return {7.0: 6.74e9, 13.0: 13.02e9}.get(billions, billions * 1e9)
+def _machine(request: TrainRequest, offer: Offer | None) -> Machine:
+    """That of an offer, which may have more cards than were asked for."""
+    gpus = Gpus.parse(offer.accelerator) if offer and offer.accelerator else request.gpus
+    if gpus is None:
+        return cpu_machine(request.cores, "local" if request.local else "cloud")
+    own = offer is not None and offer.cloud in OWN
+    return gpu_machine(request.config, gpus, request.num_nodes, "own" if own else "cloud")
 
 
-def _work(request: TrainRequest) -> tuple[int, float]:
-    """Optimiser steps and tokens of the whole run."""
-    train, data = request.config.train, request.config.data
-    corpus = float(request.corpus_tokens or _CORPUS_TOKENS)
-    # Packed rows are all but full; else a row is a conversation.
-    rows = corpus / data.max_length
-    if not data.packing:
-        rows = float(request.corpus_conversations or _CORPUS_CONVERSATIONS)
-    per_step = train.global_batch_size
-    steps = (
-        train.max_steps if train.max_steps >= 0 else max(1, round(rows * train.num_train_epochs / per_step))
-    )
-    return steps, steps * per_step * min(corpus / rows, data.max_length)
+def _cheapest(options: Sequence[_Option], market: MarketName) -> float | None:
+    known = [o.candidate.usd for o in options if o.candidate.market == market and o.candidate.usd is not None]
+    return min(known, default=None)
 
 
-def _rate(accelerator: str, request: TrainRequest) -> float:
-    """FLOP/s of one attempt."""
-    if not accelerator:
-        return _CORE_FLOPS * request.cores * request.num_nodes
-    name, _, count = accelerator.partition(":")
-    return _PEAK_FLOPS.get(name, 100e12) * _GPU_UTILISATION * int(count or 1) * request.num_nodes
-
-
-def _problems(request: TrainRequest) -> list[Problem]:
-    """What has to be mended before this plan can run."""
-    if not _is_local(request) and request.store.startswith("file:"):
-        return [Problem(f"the store {request.store} is on this machine", "give --store s3://... or gs://...")]
-    return []
-
-
-def _risks(
-    request: TrainRequest, candidates: Sequence[Candidate], restart_s: float, mtbf_s: float
-) -> list[str]:
-    risks = []
-    if request.spot and restart_s > mtbf_s / 4:
-        risks.append(f"a restart takes {restart_s:.0f} s of the {mtbf_s:.0f} s between two preemptions")
-    if request.spot and len({candidate.region for candidate in candidates}) == 1:
-        risks.append("only one region: when it has no machines, the run waits; a second --infra lets it move")
-    return risks
+def _controller(request: TrainRequest, chosen: Sequence[_Option]) -> float:
+    """Of SkyPilot's controller, as long as the run is expected to take at the first place that costs something."""
+    paid = next((o.bill for o in chosen if o.candidate.usd is not None), None)
+    return 0.0 if request.local or paid is None else paid.hours * _CONTROLLER_USD_PER_HOUR

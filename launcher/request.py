@@ -18,7 +18,7 @@ from launcher.plan import Plan, TrainRequest
 from launcher.spot.trace import load_trace
 from launcher.train_options import Asked
 from launcher.values import Gpus
-from trainer.config import Method, TrainConfig, override, parse_config
+from trainer.config import Method, TrainConfig, override, parse_config, resolve_key
 from trainer.conversation import get_template
 from trainer.methods import refuse_impossible
 from trainer.recipes import Recipe, get_recipe
@@ -58,6 +58,9 @@ def make_request(asked: Asked) -> tuple[TrainRequest, list[str]]:
             zones=tuple((trace.zone, trace.region) for trace in traces),
             cores=os.cpu_count() or 1,
             base_shape=_local_shape(config),
+            named=_named_fields(asked),
+            max_cost_usd=asked.max_cost,
+            deadline_s=float(asked.deadline) if asked.deadline is not None else None,
         ),
         notes,
     )
@@ -67,7 +70,7 @@ def make_launch(asked: Asked, plan: Plan) -> Launch:
     """What the cloud is told."""
     every = asked.preempt_every
     return Launch(
-        cloud=plan.candidates[0].cloud,
+        cloud="local" if plan.notional else plan.candidates[0].cloud,
         candidates=plan.candidates,
         market=MarketSettings(
             preempt_every_s=float(every.every) if every else None,
@@ -142,6 +145,11 @@ def _settings(asked: Asked) -> list[tuple[str, str]]:
     if asked.preempt_every and not any(field.key.endswith("mtbf_s") for field in asked.set_fields):
         settings.append(("checkpoint.mtbf_s", str(float(asked.preempt_every.every))))
     return settings
+
+
+def _named_fields(asked: Asked) -> tuple[str, ...]:
+    """Fields of the configuration that were set by name, dotted."""
+    return tuple(dict.fromkeys(resolve_key(key)[0] for key, _ in _settings(asked)))
 
 
 def _fresh_name(config: TrainConfig) -> str:

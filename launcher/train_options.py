@@ -49,6 +49,7 @@ _OPTIONS = (
     options.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="Passes over the corpus."),
     options.deadline,
     options.max_cost,
+    options.catalog,
     options.set_fields,
     options.option(
         "--preempt-every", type=options.PREEMPT_EVERY, help="Local market: take each machine after this: 40s,5s."
@@ -98,6 +99,7 @@ class Asked:
     epochs: float | None
     deadline: Duration | None
     max_cost: float | None
+    catalog: str | None
     set_fields: tuple[KeyValue, ...]
     preempt_every: PreemptEvery | None
     spot_trace: tuple[str, ...]

@@ -25,15 +25,15 @@ from trainer.shape import Shape
 # What a process takes beside torch's tensors. Context with lazily loaded kernels and cuBLAS workspaces; NCCL's channels
 # to its peers; share of memory that the allocator holds but cannot use where segments may grow. Assumed from common
 # reports; tests/gpu/test_training_on_a_gpu.py prints the measured ones.
-_CONTEXT = int(0.6 * GIB)
+CONTEXT = int(0.6 * GIB)
 _PEERS = int(0.5 * GIB)
-_FRAGMENTED = 0.04
+FRAGMENTED = 0.04
 # A CPU process with the trainer imported: 0.35 GiB resident (torch 2.13, transformers 5.17), and what grows with it.
 _PROGRAM = int(0.4 * GIB)
 
 # NF4 with double quantisation (Dettmers et al. 2023, section 3): half a byte a weight, a one-byte scale for 64 of
 # them, a float32 scale for 256 scales. LLM.int8() (Dettmers et al. 2022): a byte a weight, a float32 scale a row.
-_NF4, _NF4_SCALES = 0.5, 1 / 64 + 4 / (64 * 256)
+NF4, NF4_SCALES = 0.5, 1 / 64 + 4 / (64 * 256)
 
 # DeepSpeed 0.19, runtime/zero/config.py: numbers of a reduction bucket, and of gathered weights under ZeRO-3.
 _BUCKET, _LIVE = 500_000_000, 1_000_000_000
@@ -198,7 +198,7 @@ def _frozen(shape: Shape, load: Load) -> list[Term]:
         return [Term("frozen weights", int(size), "the base, in the number format of the computation")]
     rows = sum(outputs for _, outputs in shape.linears.values()) * shape.layers
     bits, packed, scales = (
-        (4, _NF4 * linear, _NF4_SCALES * linear) if load.kind == "qlora" else (8, linear, 4 * rows)
+        (4, NF4 * linear, NF4_SCALES * linear) if load.kind == "qlora" else (8, linear, 4 * rows)
     )
     rest = load.number * (shape.parameters - linear) / processes
     return [
@@ -318,9 +318,9 @@ def _adapter_inputs(shape: Shape, load: Load) -> float:
 def _beside_tensors(load: Load, tensors: int) -> list[Term]:
     if not load.on_gpu:
         return [Term("program", _PROGRAM, "Python and the libraries' code")]
-    holes = int(_FRAGMENTED * tensors)
+    holes = int(FRAGMENTED * tensors)
     return [
-        Term("CUDA context", _CONTEXT, "the driver, kernels and cuBLAS workspaces"),
+        Term("CUDA context", CONTEXT, "the driver, kernels and cuBLAS workspaces"),
         Term("communication", _PEERS if load.processes > 1 else 0, "NCCL's buffers"),
-        Term("fragmentation", holes, f"{_FRAGMENTED:.0%} of all tensors: held by the allocator, of no use"),
+        Term("fragmentation", holes, f"{FRAGMENTED:.0%} of all tensors: held by the allocator, of no use"),
     ]
