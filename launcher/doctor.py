@@ -27,7 +27,7 @@ LEAST_DISK = GIB
 
 # Distributions by the extra that brings them, "" is the base; a test holds this against pyproject.toml.
 PACKAGES: dict[str, tuple[str, ...]] = {
-    "": ("click", "pydantic", "pyyaml", "rich"),
+    "": ("click", "pydantic", "pyyaml", "rich", "boto3", "awscrt", "google-cloud-storage"),
     "train": (
         "torch",
         "transformers",

@@ -65,6 +65,9 @@ def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
         monkeypatch.setenv(f"XDG_{variable}_HOME", str(home / folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("WANDB_MODE", "offline")
+    # Else whoever has no credentials asks the machine for its role, over the network.
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
     # Programs that tests start find the checkout, installed or not, from any working directory.
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     work = home / "work"

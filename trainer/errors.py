@@ -10,7 +10,8 @@ Light: the laptop raises and catches these too, so nothing here may import torch
     |  `- RunIsLive              another attempt of the same run is alive
     |- StoreError       exit 1   the store refused, lost or does not have something
     |  |- MissingKey
-    |  `- CorruptObject          bytes that do not match their hash
+    |  |- CorruptObject          bytes that do not match their hash
+    |  `- StoreRefused  exit 3   credentials, permissions or the bucket: asking again does not help
     |- Fenced           exit 1   a newer attempt owns the run: this one must stop
     |- RemoteJobFailed  exit 4   the job itself failed where it ran
     |- LimitReached     exit 5   a budget or a deadline ended the run
@@ -68,6 +69,12 @@ class MissingKey(StoreError):
 
 class CorruptObject(StoreError):
     """An object's bytes do not match the hash that its manifest gives."""
+
+
+class StoreRefused(StoreError):
+    """Credentials, permissions or the bucket are not as they must be; only the user can change that."""
+
+    exit_code = 3
 
 
 class Fenced(VlaunchError):

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainer.artifacts.store import Entry, Store
+from trainer.artifacts.store import Entry, Store, check_key, check_prefix
 from trainer.errors import MissingKey, StoreError
 
 WRITES = ("put_new", "put", "put_file", "delete")
@@ -26,15 +26,18 @@ class MemoryStore:
         self.objects: dict[str, tuple[bytes, float]] = {}
 
     def put_new(self, key: str, data: bytes) -> bool:
+        check_key(key)
         return self.objects.setdefault(key, (data, self.now))[0] == data
 
     def put(self, key: str, data: bytes) -> None:
+        check_key(key)
         self.objects[key] = (data, self.now)
 
     def put_file(self, key: str, path: Path) -> None:
         self.put(key, path.read_bytes())
 
     def get(self, key: str) -> bytes:
+        check_key(key)
         if key not in self.objects:
             raise MissingKey(f"{self.uri} has no {key}")
         return self.objects[key][0]
@@ -43,19 +46,23 @@ class MemoryStore:
         path.write_bytes(self.get(key))
 
     def size(self, key: str) -> int | None:
+        check_key(key)
         return len(self.objects[key][0]) if key in self.objects else None
 
     def list(self, prefix: str = "", *, start_after: str = "") -> Iterator[Entry]:
+        check_prefix(prefix)
         for key in sorted(self.objects):
             if key.startswith(prefix) and key > start_after:
                 data, modified = self.objects[key]
                 yield Entry(key, len(data), modified)
 
     def children(self, prefix: str = "") -> builtins.list[str]:
+        check_prefix(prefix)
         below = (key.removeprefix(prefix) for key in self.objects if key.startswith(prefix))
         return sorted({rest.partition("/")[0] for rest in below if rest})
 
     def delete(self, key: str) -> None:
+        check_key(key)
         self.objects.pop(key, None)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 from urllib.parse import unquote
 
-from trainer.errors import NotReady, StoreError, UsageError
+from trainer.errors import StoreError, UsageError
 
 TEMPORARY = ".tmp"
 """Folder of unfinished writes in a directory store; a key may not pass through it."""
@@ -90,7 +90,10 @@ class LeavesTraces(Protocol):
 
 
 def open_store(uri: str) -> Store:
-    """The store at `file:///absolute/path` or at a plain path. Nothing is created before the first write."""
+    """The store at `s3://bucket/prefix`, `gs://bucket/prefix`, `file:///absolute/path` or a plain path.
+
+    Nothing is asked for over the network, and nothing is created, before the first use.
+    """
     from trainer.artifacts.local import LocalStore
 
     scheme, separator, rest = uri.partition("://")
@@ -105,10 +108,17 @@ def open_store(uri: str) -> Store:
                 f"{uri} does not name an absolute path", hint="write it as file:///absolute/path"
             )
         return LocalStore(Path(path))
-    if scheme in ("s3", "gs"):
-        raise NotReady(f"{uri}: object stores arrive with the next part", hint="use a directory for now")
+    if scheme in ("s3", "s3+single-writer"):
+        from trainer.artifacts.s3 import S3Store
+
+        return S3Store(uri)
+    if scheme == "gs":
+        from trainer.artifacts.gcs import GCSStore
+
+        return GCSStore(uri)
     raise UsageError(
-        f"{uri}: unknown kind of store {scheme}://", hint="use a directory or file:///absolute/path"
+        f"{uri}: unknown kind of store {scheme}://",
+        hint="use s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or a directory",
     )
 
 
@@ -130,6 +140,11 @@ def check_prefix(prefix: str) -> None:
     """Refuse a listing prefix that would leave the store's root; "" and "folder/" are fine."""
     if prefix and (problem := _problem(prefix + "x" if prefix.endswith("/") else prefix)):
         raise StoreError(f"refused the prefix {prefix!r}: {problem}", hint="it is the beginning of a key")
+
+
+def is_key(name: str) -> bool:
+    """Could this be a key? A bucket may hold other things too, which no listing shows."""
+    return _problem(name) is None
 
 
 def _problem(key: str) -> str | None:

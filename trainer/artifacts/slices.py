@@ -1,0 +1,119 @@
+"""Parts of a local file that several threads read or write at once, each at its own place, nothing held in memory."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import StoreError
+
+_HINTS = {
+    errno.ENOSPC: "the disk of this machine is full: free some space there",
+    errno.EDQUOT: "the disk quota on this machine is used up: free some space there",
+}
+
+
+class Slice(io.RawIOBase):
+    """The bytes of an open file from `start` up to `stop` as a file of their own, which begins at 0."""
+
+    def __init__(self, descriptor: int, path: Path, start: int, stop: int) -> None:
+        self.descriptor, self.path, self.start, self.stop = descriptor, path, start, stop
+        self._at = start
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def part(self, start: int, stop: int) -> Slice:
+        """The bytes from `start` to `stop` of this slice."""
+        return Slice(self.descriptor, self.path, self.start + start, min(self.start + stop, self.stop))
+
+    def parts(self, size: int) -> list[Slice]:
+        """All of it in slices of this many bytes; the last one may be shorter."""
+        return [self.part(start, start + size) for start in range(0, len(self), size)]
+
+    def again(self) -> Slice:
+        """The same slice, read from its beginning."""
+        return self.part(0, len(self))
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = self.stop - self._at
+        wanted = left if size is None or size < 0 else min(size, left)
+        with local_errors(self.path):
+            data = os.pread(self.descriptor, wanted, self._at)
+        if wanted and not data:
+            raise StoreError(
+                f"{self.path} became shorter while it was sent", hint="finish writing it, then send it"
+            )
+        self._at += len(data)
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: self.start, os.SEEK_CUR: self._at, os.SEEK_END: self.stop}[whence]
+        self._at = min(max(base + offset, self.start), self.stop)
+        return self.tell()
+
+    def tell(self) -> int:
+        return self._at - self.start
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+def write_at(target: Slice, data: bytes, at: int) -> None:
+    """Write all of `data` into the slice's file, `at` bytes from the beginning of the file."""
+    view = memoryview(data)
+    with local_errors(target.path):
+        while view:
+            written = os.pwrite(target.descriptor, view, at)
+            view, at = view[written:], at + written
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Slice]:
+    """All of a file, to read."""
+    with local_errors(path):
+        file = open(path, "rb", buffering=0)
+        size = os.fstat(file.fileno()).st_size
+    with file:
+        yield Slice(file.fileno(), path, 0, size)
+
+
+@contextmanager
+def arriving(path: Path, size: int) -> Iterator[Slice]:
+    """All of a new file, to write; it takes its place at `path` when all went well, and is gone otherwise."""
+    part = path.with_name(f"{path.name[:200]}.{secrets.token_hex(4)}.part")
+    with local_errors(path):
+        file = open(part, "xb", buffering=0)
+    try:
+        with file:
+            with local_errors(path):
+                os.truncate(file.fileno(), size)
+            yield Slice(file.fileno(), path, 0, size)
+        with local_errors(path):
+            os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def local_errors(path: Path) -> Iterator[None]:
+    """What the operating system says about a file of this machine, as one sentence; never taken for the store's."""
+    try:
+        yield
+    except OSError as error:
+        said = error.strerror or str(error)
+        raise StoreError(f"{path}: {said}", hint=_HINTS.get(error.errno or 0)) from error
