@@ -13,14 +13,13 @@ from typing import Any
 import yaml
 
 import task_templates
+from launcher.catalog import NO_SPOT
 from launcher.plan import Candidate, Plan, TrainRequest
 from launcher.shipment import Shipment
 from trainer.artifacts.layout import run_prefix
 from trainer.artifacts.store import join_uri
 from trainer.errors import NotReady
 
-# Clouds of SkyPilot that have no spot market: their machines are asked for as they are, and recovered all the same.
-_WITHOUT_SPOT = ("kubernetes", "slurm", "ssh")
 # An id of an AWS zone, as SkyPilot's catalog has it; machines are asked for by the account's own name of it.
 _ZONE_ID = re.compile(r".*-az\d+")
 # What may come from a stored task: how large a machine and where. All else is this program's own.
@@ -118,7 +117,7 @@ def infra(candidate: Candidate) -> str:
 
 
 def use_spot(candidate: Candidate) -> bool:
-    return candidate.market == "spot" and candidate.cloud not in _WITHOUT_SPOT
+    return candidate.market == "spot" and candidate.cloud not in NO_SPOT
 
 
 def _machine(candidate: Candidate, plan: Plan) -> dict[str, str]:

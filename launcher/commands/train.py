@@ -85,4 +85,5 @@ def _agree(plan: Plan, yes: bool) -> None:
     if plan.notional:
         return
     usd = plan.usd_spot if plan.market == "spot" else plan.usd_on_demand
-    confirm(f"Spend about ${usd:,.2f}?", yes=yes)
+    question = f"Spend about ${usd:,.2f}?" if usd is not None else "Start it, at no known price?"
+    confirm(question, yes=yes)

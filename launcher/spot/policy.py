@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from launcher.catalog import OWN
 from launcher.plan import Candidate
 from trainer.artifacts.journal import RunEvent
 
@@ -60,20 +61,20 @@ def remember(events: Iterable[RunEvent]) -> Memory:
 def order(candidates: Sequence[Candidate], memory: Memory, now_s: float) -> list[Candidate]:
     """All candidates, in the order to try them now.
 
-    They come in order of preference. One in a suspect place stands behind all others of its market, so that no
-    on-demand machine is taken while another region may have a spot one; of suspect ones that comes first whose
-    trouble is longest ago.
+    They come in order of preference. One in a suspect place stands behind all others that may be taken as well, but
+    before an on-demand machine that was behind it: none is paid for while another region may have a spot one. Of
+    suspect ones that comes first whose trouble is longest ago.
 
         candidates A, B (B dearer), and A on demand; nothing lost  -> A, B, A on demand
         A lost just now                                            -> B, A, A on demand
         B lost too, a minute later                                 -> A, B, A on demand
     """
     ranked = list(candidates)
-    for market in {candidate.market for candidate in candidates}:
-        seats = [number for number, candidate in enumerate(candidates) if candidate.market == market]
-        people = sorted((candidates[seat] for seat in seats), key=lambda c: _suspicion(c, memory, now_s))
-        for seat, person in zip(seats, people, strict=True):
-            ranked[seat] = person
+    for safe in (False, True):
+        seats = [number for number, candidate in enumerate(candidates) if _is_safe(candidate) is safe]
+        taken = sorted((candidates[seat] for seat in seats), key=lambda c: _suspicion(c, memory, now_s))
+        for seat, candidate in zip(seats, taken, strict=True):
+            ranked[seat] = candidate
     return ranked
 
 
@@ -83,6 +84,11 @@ def choose(
     """The first in that order of those whose zone has a machine; None if no zone has one."""
     ranked = order(candidates, memory, now_s)
     return next((candidate for candidate in ranked if candidate.zone in available_zones), None)
+
+
+def _is_safe(candidate: Candidate) -> bool:
+    """Paid for not being taken."""
+    return candidate.market == "on-demand" and candidate.cloud not in OWN
 
 
 def _suspicion(candidate: Candidate, memory: Memory, now_s: float) -> float:
