@@ -163,14 +163,19 @@ def store(uri: str) -> Iterator[Check]:
 
 
 def clouds(infra: Sequence[Infra]) -> Iterator[Check]:
-    """SkyPilot's right to use the clouds that were asked for, and whether its recovery is ours."""
+    """Whether SkyPilot may use the clouds that were asked for, and whether its recovery is ours."""
     names = sorted({place.cloud for place in infra} - {"local"})
     if not names:
         return
     from launcher.clouds import sky
 
     try:
-        yield _recovery(sky.loaded_plugin())
+        loaded = sky.loaded_plugin()
+        yield _recovery(loaded)
+        if loaded is None:  # starting one takes half a minute, and it stays: not a doctor's choice
+            what = "SkyPilot's server does not run, so its clouds were not looked at"
+            yield Check("clouds", "server", "not running", what, "sky api start")
+            return
         problems = {problem.what: problem.fix for problem in sky.access_problems(names)}
     except VlaunchError as error:
         yield Check("clouds", "skypilot", "unusable", error.message, error.hint, required=True)

@@ -31,8 +31,8 @@ ADDRESSES = (
     "AWS_DEFAULT_REGION",
     "STORAGE_EMULATOR_HOST",
 )
-# What a store needs: the extra, and the module that shows whether it is installed.
-_STORES = {"s3": ("s3", "boto3"), "gs": ("gcs", "google.cloud.storage")}
+# What shows that a machine can reach the store.
+_STORES = {"s3": "boto3", "s3+single-writer": "boto3", "gs": "google.cloud.storage"}
 _MODULES = ("trainer", "torch", "transformers")
 
 
@@ -56,8 +56,7 @@ def pack(config: TrainConfig, store: str, strategy: str) -> Shipment:
         extras.append("deepspeed")
         modules.append("deepspeed")
     if needed := _STORES.get(store.partition("://")[0]):
-        extras.append(needed[0])
-        modules.append(needed[1])
+        modules.append(needed)
     return Shipment(
         wheel=wheel_path(),
         extras=tuple(extras),

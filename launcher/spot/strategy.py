@@ -72,17 +72,15 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
         places = {(_infra(resources), resources.use_spot): resources for resources in asked_for}
         try:
             while True:
-                impossible = []
+                reasons: list[Exception] = []
                 for candidate in await asyncio.to_thread(self._ledger.order, list(places)):
                     resources = places[infra(candidate), use_spot(candidate)]
                     submitted, error = await self._try(candidate, resources, recovery)
                     if submitted is not None:
                         return submitted
-                    impossible.append(error)
-                if (
-                    not recovery and None not in impossible
-                ):  # wrong everywhere, not full: another round is no better
-                    raise impossible[-1]
+                    reasons += [error] if error else []
+                if not recovery and len(reasons) == len(places):  # wrong everywhere: another round is no better
+                    raise reasons[-1]
                 await asyncio.sleep(self.RETRY_INIT_GAP_SECONDS)
         finally:
             self._task.set_resources(asked_for)

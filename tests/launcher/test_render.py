@@ -29,7 +29,7 @@ GOLDEN = REPOSITORY / "tests/golden/tasks"
 TEMPLATES = sorted(path.stem for path in (REPOSITORY / "task_templates").glob("*.yaml"))
 SHIPMENT = Shipment(
     wheel=Path("/home/me/.cache/vlaunch/wheels/vlaunch-0.1.0+0123456789ab-py3-none-any.whl"),
-    extras=("train", "s3"),
+    extras=("train", "deepspeed"),
     modules=("trainer", "torch", "transformers", "boto3"),
 )
 A100 = "A100-80GB:8"

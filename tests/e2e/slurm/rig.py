@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -16,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.artifacts.servers import BUCKET, moto
+
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[2]
 REGIONS = ("us-east", "us-west")
-_BUCKET = "rig-bucket"
 
 
 def why_not() -> str | None:
@@ -43,14 +43,16 @@ class Rig:
 
     @property
     def store(self) -> str:
-        return f"s3://{_BUCKET}/store"
+        return f"s3://{BUCKET}/store"
 
-    def vlaunch(self, *args: object, check: bool = True, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    def vlaunch(
+        self, *args: object, check: bool = True, timeout: float = 600
+    ) -> subprocess.CompletedProcess[str]:
         """The command line as a user of the rig's home types it."""
         return self.run(sys.executable, "-m", "launcher", *args, check=check, timeout=timeout)
 
     def sky(self, *args: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        return self.run(sys.executable, "-m", "sky.cli", *args, check=True, timeout=timeout)
+        return self.run(Path(sys.executable).parent / "sky", *args, check=True, timeout=timeout)
 
     def run(self, *args: object, check: bool, timeout: float) -> subprocess.CompletedProcess[str]:
         words = [str(arg) for arg in args]
@@ -58,7 +60,9 @@ class Rig:
             words, env=self.env, cwd=self.folder / "home", capture_output=True, text=True, timeout=timeout
         )
         if check and done.returncode:
-            raise AssertionError(f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+            raise AssertionError(
+                f"{' '.join(words)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+            )
         return done
 
     def slurm(self, region: str, *command: str) -> str:
@@ -83,6 +87,18 @@ class Rig:
 
     def set_zone(self, region: str, zone: str, state: str) -> None:
         self.slurm(region, "scontrol", "update", f"partitionname={zone}", f"state={state}")
+
+    def kill_server(self) -> None:
+        """SkyPilot's API server and the controllers of its jobs, as a machine that loses its power does."""
+        home = f"HOME={self.folder / 'home'}".encode()
+        for entry in Path("/proc").iterdir():
+            try:
+                words = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+                if b"sky.server.server" in words or b"sky.jobs.controller" in words:
+                    if home in (entry / "environ").read_bytes().split(b"\0"):
+                        os.kill(int(entry.name), signal.SIGKILL)
+            except (OSError, ProcessLookupError):
+                continue  # it ended meanwhile
 
     def journal(self, run: str) -> list[Any]:
         from launcher.render import run_uri
@@ -117,7 +133,12 @@ def until(holds: Callable[[], Any], what: str, patience_s: float = 300.0) -> Any
 @contextmanager
 def rig_up(folder: Path) -> Iterator[Rig]:
     """The whole rig; whatever happens, all of it is gone afterwards."""
-    port, s3_port = _free_port(), _free_port()
+    port = _free_port()
+    with moto() as s3:
+        yield from _rig_up(folder, port, s3)
+
+
+def _rig_up(folder: Path, port: int, s3: str) -> Iterator[Rig]:
     env = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("VLAUNCH_", "XDG_"))},
         "HOME": str(folder / "home"),
@@ -131,45 +152,20 @@ def rig_up(folder: Path) -> Iterator[Rig]:
         "AWS_ACCESS_KEY_ID": "rig",
         "AWS_SECRET_ACCESS_KEY": "rig",
         "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3_port}",
+        "AWS_ENDPOINT_URL": s3,
     }
     rig = Rig(folder, env)
-    server = None
     try:
         subprocess.run(["bash", str(HERE / "up.sh")], env=env, check=True, stdin=subprocess.DEVNULL)
-        server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(s3_port)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        until(lambda: _answers(s3_port), "the S3 server answers", 60)
-        _make_bucket(rig)
-        rig.vlaunch("doctor", "--install-plugin", "--infra", "slurm", "--store", rig.store)
+        rig.vlaunch("doctor", "--install-plugin", "--store", rig.store)
         rig.sky("check", "slurm")
+        rig.vlaunch("doctor", "--infra", "slurm", "--store", rig.store)
         yield rig
     finally:
-        if server is not None:
-            server.kill()
-            server.wait()
         subprocess.run(["bash", str(HERE / "down.sh")], env=env, check=False, stdin=subprocess.DEVNULL)
-
-
-def _make_bucket(rig: Rig) -> None:
-    import boto3
-
-    with rig.credentials():
-        boto3.session.Session().client("s3").create_bucket(Bucket=_BUCKET)
 
 
 def _free_port() -> int:
     with socket.socket() as asked:
         asked.bind(("127.0.0.1", 0))
         return int(asked.getsockname()[1])
-
-
-def _answers(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-    except OSError:
-        return False
-    return True
