@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -134,16 +135,19 @@ def access_problems(clouds: Sequence[str]) -> list[Problem]:
     """What keeps SkyPilot from starting machines on these clouds: asks each cloud for the account's rights."""
     require_extra("sky", "sky", needed_for="a run on a cloud")
     with _sky() as sky:
-        enabled = {str(cloud).lower() for cloud in sky.get(sky.enabled_clouds())}
-        missing = [cloud for cloud in clouds if cloud not in enabled]
-        if missing:  # what SkyPilot remembers may be old: ask the clouds
-            sky.stream_and_get(sky.check(tuple(missing), verbose=False))
-            enabled = {str(cloud).lower() for cloud in sky.get(sky.enabled_clouds())}
+        sdk = sky.client.sdk
+        missing = _without(clouds, sky.get(sdk.enabled_clouds()))
+        if missing:  # what SkyPilot remembers may be old: ask the clouds, and show what they say
+            sky.stream_and_get(sdk.check(tuple(missing), verbose=False))
+            missing = _without(clouds, sky.get(sdk.enabled_clouds()))
     return [
-        Problem(f"SkyPilot cannot use {cloud}", f"sky check {cloud} says what is missing")
-        for cloud in clouds
-        if cloud not in enabled
+        Problem(f"SkyPilot cannot use {cloud}", f"sky check {cloud} says what is missing") for cloud in missing
     ]
+
+
+def _without(clouds: Sequence[str], enabled: Sequence[object]) -> list[str]:
+    there = {str(cloud).lower() for cloud in enabled}
+    return [cloud for cloud in clouds if cloud not in there]
 
 
 def _lines(job: int, *, follow: bool) -> Iterator[str]:
@@ -167,8 +171,10 @@ def _sky() -> Iterator[Any]:
     """The SDK. What it prints is conversation, and what it raises becomes one of our errors."""
     os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
     with redirect_stdout(sys.stderr):
-        import sky
-        from sky import exceptions
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what SkyPilot's own imports do is not the user's to mend
+            import sky
+            from sky import exceptions
 
         try:
             yield sky
