@@ -44,9 +44,9 @@ def _other_machines(
     request: TrainRequest, plan: Plan, catalog: Catalog, now: float | None
 ) -> Iterator[Alternative]:
     clouds = [infra.cloud for infra in request.infra if infra.cloud not in OWN]
-    for name, count in catalog.machines(clouds):
+    for name, count in catalog.machines(clouds, CARDS):
         gpus = Gpus(name, count)
-        if name not in CARDS or str(gpus) == plan.accelerator:
+        if str(gpus) == plan.accelerator:
             continue
         other = make_plan(replace(request, gpus=gpus), catalog)
         first = other.candidates[0] if other.candidates else None

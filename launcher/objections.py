@@ -51,11 +51,14 @@ def risks(
         yield from _of_spot(request, chosen, bill, work)
     if request.max_cost_usd is not None and chosen[0].usd is None:
         yield "no price is known there: --max-cost is not watched"
+    if not request.local and request.store.startswith("file:") and chosen[0].cloud in OWN:
+        yield f"{request.store} has to be on a disk that all machines share"
 
 
 def launch_problems(request: TrainRequest) -> list[Problem]:
     """What `train` will ask for besides, and a plan alone does not need."""
-    if not request.local and request.store.startswith("file:"):
+    bought = any(infra.cloud not in (*OWN, "local") for infra in request.infra)
+    if bought and request.store.startswith("file:"):
         return [Problem(f"the store {request.store} is on this machine", "give --store s3://... or gs://...")]
     return []
 

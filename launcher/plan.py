@@ -201,7 +201,7 @@ def known_cards(gpus: Gpus, infra: Sequence[Infra], catalog: Catalog) -> Gpus:
     hint = (
         f"did you mean {names[close]}:{gpus.number}?" if close else f"known are {', '.join(names.values())}"
     )
-    raise UsageError(f"no accelerator {gpus.name} is known", hint=hint)
+    raise UsageError(f"no accelerator {gpus} is known", hint=hint)
 
 
 def _cards(request: TrainRequest, catalog: Catalog) -> Gpus | None:

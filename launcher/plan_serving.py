@@ -105,7 +105,8 @@ def make_serve_plan(request: ServeRequest, catalog: Catalog) -> ServePlan:
     problems = []
     if fits is False and card is not None:
         what = f"it does not fit {gpus.number} x {gpus.name}: {gib(needed)} of {gib(card.memory_bytes)}"
-        problems.append(Problem(what, " or ".join(_changes(request, gpus)) or "a smaller model"))
+        fix = " or ".join(_changes(request, gpus, catalog)) or "a smaller model"
+        problems.append(Problem(what, fix))
     if not candidates:
         places = ", ".join(str(infra) for infra in request.infra)
         problems.append(Problem(f"no known place in {places} has {gpus}", "another --infra or --gpus"))
@@ -130,8 +131,8 @@ def make_serve_plan(request: ServeRequest, catalog: Catalog) -> ServePlan:
     )
 
 
-def _changes(request: ServeRequest, gpus: Gpus) -> list[str]:
-    """What would make it fit, the least intrusive first."""
+def _changes(request: ServeRequest, gpus: Gpus, catalog: Catalog) -> list[str]:
+    """What would make it fit, the least intrusive first; another card is one that is sold there."""
     found = []
     smaller: list[Bits] = [bits for bits in get_args(Bits) if bits < request.bits]
     for bits in smaller:
@@ -142,10 +143,11 @@ def _changes(request: ServeRequest, gpus: Gpus) -> list[str]:
         if number > gpus.number and _fits(request, request.bits, gpus._replace(number=number)):
             found.append(f"--gpus {gpus.name}:{number}")
             break
-    larger = sorted(CARDS.values(), key=lambda card: card.memory_bytes)
-    fitting = (card.name for card in larger if _fits(request, request.bits, Gpus(card.name, gpus.number)))
-    if name := next(fitting, None):
-        found.append(f"--gpus {name}:{gpus.number}")
+    sold = [Gpus(*machine) for machine in catalog.machines((place.cloud for place in request.infra), CARDS)]
+    fitting = [cards for cards in sold if _fits(request, request.bits, cards)]
+    if fitting:
+        smallest = min(fitting, key=lambda cards: (cards.number, CARDS[cards.name].memory_bytes))
+        found.append(f"--gpus {smallest}")
     return found
 
 

@@ -70,7 +70,7 @@ def make_launch(asked: Asked, plan: Plan) -> Launch:
     """What the cloud is told."""
     every = asked.preempt_every
     return Launch(
-        cloud="local" if plan.notional else plan.candidates[0].cloud,
+        cloud="local" if plan.notional else "sky",
         candidates=plan.candidates,
         market=MarketSettings(
             preempt_every_s=float(every.every) if every else None,

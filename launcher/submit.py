@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher import launch as launching
-from launcher.errors import ConfigError, DataError, NotReady, UsageError
+from launcher.errors import ConfigError, DataError, UsageError
 from launcher.launch import Launch, from_events, to_event
 from launcher.output import say
 from launcher.plan import Plan, TrainRequest
@@ -97,12 +97,6 @@ def refuse_unsupported(request: TrainRequest) -> None:
         raise UsageError(
             f"{request.name!r} cannot be the name of a run", hint="at most 40 of a-z, 0-9 and inner dashes"
         )
-    if request.infra[0].cloud != "local":
-        from launcher.clouds.sky import access_problems
-
-        problems = access_problems(sorted({infra.cloud for infra in request.infra}))
-        if problems:
-            raise NotReady("; ".join(p.what for p in problems), hint="; ".join(p.fix for p in problems))
 
 
 def shipment_for(request: TrainRequest) -> Shipment:

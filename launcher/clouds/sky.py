@@ -15,8 +15,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from launcher.clouds.base import is_live
-from launcher.errors import NotReady, RemoteJobFailed, VlaunchError, require_extra
-from launcher.plan import Problem
+from launcher.errors import NotReady, Problem, RemoteJobFailed, VlaunchError, require_extra
 from launcher.render import job_name, trusted_task
 from launcher.shipment import pack
 from launcher.spot.plugin import STRATEGY, strategy

@@ -11,6 +11,9 @@ from launcher.output import confirm, emit, say
 from launcher.train_options import train_options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from launcher.errors import Problem
     from launcher.plan import Plan
 
 
@@ -41,10 +44,14 @@ def command(
     the SkyPilot task to stdout, without network and without writing anything.
     """
     from dataclasses import replace
+    from pathlib import Path
 
     from launcher import submit
+    from launcher.catalog import Catalog
     from launcher.follow import refuse_if_live, start_and_follow
+    from launcher.objections import launch_problems
     from launcher.plan import make_plan
+    from launcher.preflight import preflight, refuse
     from launcher.render import render_train
     from launcher.report.plan import plan_text
     from launcher.request import make_launch, make_request
@@ -54,10 +61,11 @@ def command(
     request, notes = make_request(asked)
     for note in notes:
         say(f"note: {note}")
-    plan = make_plan(request)
+    catalog = Catalog(Path(asked.catalog) if asked.catalog else None)
+    plan = make_plan(request, catalog)
     shipment = submit.shipment_for(request)
     if dry_run:
-        say(plan_text(plan))
+        say(plan_text(plan, launch_problems(request)))
         click.echo(render_train(plan, request, shipment), nl=False)
         return
     submit.refuse_unsupported(request)
@@ -69,8 +77,9 @@ def command(
     if held_out:
         submit.count_corpus(held_out)
     request = replace(request, corpus_tokens=count.tokens, corpus_conversations=count.conversations)
-    plan = make_plan(request)
+    plan = make_plan(request, catalog)
     say(plan_text(plan))
+    refuse(preflight(request, plan, [*train, *held_out], check_clouds=_check_clouds))
     if not create_only:
         _agree(plan, yes)
     uri = submit.create(request, plan, make_launch(asked, plan), shipment, train, held_out)
@@ -82,8 +91,13 @@ def command(
 
 def _agree(plan: Plan, yes: bool) -> None:
     """Ask only where it costs money."""
-    if plan.notional:
-        return
-    usd = plan.usd_spot if plan.market == "spot" else plan.usd_on_demand
-    question = f"Spend about ${usd:,.2f}?" if usd is not None else "Start it, at no known price?"
-    confirm(question, yes=yes)
+    usd = plan.candidates[0].usd
+    if not plan.notional and usd is not None:
+        confirm(f"Spend about ${usd:,.2f}?", yes=yes)
+
+
+def _check_clouds(clouds: Sequence[str]) -> Sequence[Problem]:
+    """Only where there are some: the door to SkyPilot stays shut for a run on this machine."""
+    from launcher.clouds.sky import access_problems
+
+    return access_problems(clouds)

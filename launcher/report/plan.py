@@ -9,7 +9,6 @@ from typing import Any
 from launcher.alternatives import Alternative
 from launcher.errors import Problem
 from launcher.fit import Fit
-from launcher.output import table
 from launcher.places import Candidate
 from launcher.plan import Plan
 from launcher.report.amounts import duration, usd
@@ -18,6 +17,7 @@ from trainer.memory import Term, gib
 
 # Places shown to people; --json has all.
 _SHOWN = 8
+_NUMBERS = ("USD/H", "USD")
 
 
 def plan_dict(
@@ -73,8 +73,8 @@ def plan_text(plan: Plan, before: Sequence[Problem] = (), instead: Sequence[Alte
 
 
 def memory_table(terms: Sequence[Term]) -> Iterator[str]:
-    """One line for each term, the largest first."""
-    for term in sorted(terms, key=lambda term: -term.bytes):
+    """One line for each term, the largest first, those under a MiB left out."""
+    for term in sorted((term for term in terms if term.bytes >> 20), key=lambda term: -term.bytes):
         yield f"          {gib(term.bytes):>9}  {term.name}: {term.why}"
 
 
@@ -82,7 +82,7 @@ def places_table(candidates: Sequence[Candidate]) -> Iterator[str]:
     """The first candidates as columns; nothing without one."""
     if not candidates:
         return
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             place.place,
             place.instance or "any",
@@ -93,8 +93,16 @@ def places_table(candidates: Sequence[Candidate]) -> Iterator[str]:
         )
         for place in candidates[:_SHOWN]
     ]
-    columns = ["PLACE", "MACHINE", "MARKET", "USD/H", "USD", "WHY"]
-    yield from (f"          {line}" for line in table(columns, rows, right=["USD/H", "USD"]).splitlines())
+    # By hand: rich would double what a dry run costs.
+    rows.insert(0, ("PLACE", "MACHINE", "MARKET", "USD/H", "USD", "WHY"))
+    columns = [column for column in zip(*rows, strict=True) if {"", "-"} < {"", "-", *column[1:]}]
+    wide = [max(map(len, column)) for column in columns]
+    for cells in zip(*columns, strict=True):
+        padded = [
+            cell.rjust(width) if columns[index][0] in _NUMBERS else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(cells, wide, strict=True))
+        ]
+        yield f"          {'  '.join(padded)}".rstrip()
     if len(candidates) > _SHOWN:
         yield f"          and {len(candidates) - _SHOWN} more: --json lists all"
 

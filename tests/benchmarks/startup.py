@@ -1,9 +1,10 @@
-"""CPU that `vlaunch --help` and every `VERB --help` cost above `python -c pass`.
+"""CPU that `vlaunch --help`, every `VERB --help`, a plan and a dry run cost above `python -c pass`.
 
     python tests/benchmarks/startup.py [--repeat 15] [--json FILE]
 
 CPU seconds of the child (user + system, from wait4), the least of several runs: a loaded machine adds only
-noise upwards. The project's limit is 40 ms above `python -c pass` for `vlaunch --help`.
+noise upwards. The project's limit is 40 ms above `python -c pass` for `vlaunch --help`, and 400 ms for a dry run.
+VLAUNCH_CATALOG=FOLDER plans with the prices of that folder.
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ def main() -> None:
         rows[" ".join(["vlaunch", *words, "--help"])] = cpu_ms(
             [python, "-m", "launcher", *words, "--help"], wanted.repeat
         )
+    clouds = ["--size", "13", "--spot", "--infra", "aws", "--infra", "gcp"]
+    for words in (["plan"], ["train", "--dry-run"]):
+        line = [python, "-m", "launcher", *words, *clouds]
+        rows[f"vlaunch {' '.join(words)} (13B)"] = cpu_ms(line, wanted.repeat)
     print(f"{'':<28} {'CPU ms':>8} {'above':>8} {'ratio':>7}")
     print(f"{'python -c pass':<28} {base:>8.1f} {0.0:>8.1f} {1.0:>7.2f}")
     for name, spent in rows.items():

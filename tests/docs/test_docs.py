@@ -165,6 +165,7 @@ def test_the_architecture_speaks_of_no_file_that_is_not_there() -> None:
     [
         ("Fields of a plan", ["plan", "--size", "13", "--infra", "aws"], ()),
         ("Fields of a candidate", ["plan", "--size", "13", "--infra", "aws"], ("candidates", 0)),
+        ("Fields of a worker's plan", ["plan", "--serve", "--gpus", "A100"], ()),
         ("Fields of a doctor's report", ["doctor"], ()),
         ("Fields of an error", ["status"], ("error",)),
     ],
