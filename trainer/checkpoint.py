@@ -36,6 +36,7 @@ from trainer.artifacts.manifest import FileEntry, Manifest, put_blob
 from trainer.artifacts.store import Store
 from trainer.config import ASSUMED_STALL_S, CheckpointSection
 from trainer.errors import Fenced, StoreError, VlaunchError
+from trainer.nodes import region
 from trainer.parallel import Sharded, World
 from trainer.sampler import Position
 
@@ -292,7 +293,7 @@ class Checkpointer:
             machine=self._world.machine,
             samples=save.position.samples,
             tokens=save.position.tokens,
-            region=os.environ.get("VLAUNCH_REGION", ""),
+            region=region(os.environ),
             store=self._store.uri,
             files=entries,
         )

@@ -23,6 +23,7 @@ from launcher.shipment import Shipment
 from launcher.values import Gpus, Infra
 from tests.conftest import REPOSITORY, Ran
 from trainer.errors import NotReady
+from trainer.nodes import region
 from trainer.recipes import get_recipe
 
 GOLDEN = REPOSITORY / "tests/golden/tasks"
@@ -169,3 +170,23 @@ def test_the_values_of_secrets_never_reach_what_dry_run_prints(
 
     assert yaml.safe_load(printed.out)["secrets"] == {"AWS_SECRET_ACCESS_KEY": None}
     assert "hunter2" not in printed.out + printed.err
+
+
+def test_machines_of_all_kinds_are_set_up_alike() -> None:
+    setups = {yaml.safe_load(task_templates.load(name))["setup"] for name in ("train", "controller", "worker")}
+
+    assert len(setups) == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({}, ""),
+        ({"SKYPILOT_CLUSTER_INFO": '{"cloud": "AWS", "region": "us-east-1"}'}, "us-east-1"),
+        ({"SKYPILOT_CLUSTER_INFO": '{"region": "b"}', "VLAUNCH_REGION": "a"}, "a"),
+        ({"SKYPILOT_CLUSTER_INFO": "not JSON"}, ""),
+        ({"SKYPILOT_CLUSTER_INFO": "[]"}, ""),
+    ],
+)
+def test_a_machine_knows_its_region_from_whoever_started_it(environment: dict[str, str], told: str) -> None:
+    assert region(environment) == told
