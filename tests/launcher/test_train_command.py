@@ -251,5 +251,6 @@ def test_a_cloud_task_without_gpus_asks_for_cpus_and_a_store_that_it_can_reach(
     done = vlaunch("train", "--size", "tiny", "--infra", "aws", "--store", tmp_path, "--dry-run")
 
     assert "is on this machine: give --store s3://" in done.err
-    assert {"infra": "aws/us-east-2", "use_spot": False, "cpus": "2+"} in yaml.safe_load(done.out)["resources"]["ordered"]
+    places = yaml.safe_load(done.out)["resources"]["ordered"]
+    assert {"infra": "aws/us-east-2", "use_spot": False, "cpus": "2+"} in places
     refused(vlaunch("train", "--infra", "local", "--infra", "aws"), 2, "cannot share one run")

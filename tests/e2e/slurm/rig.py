@@ -161,11 +161,25 @@ def _rig_up(folder: Path, port: int, s3: str) -> Iterator[Rig]:
         rig.sky("check", "slurm")
         rig.vlaunch("doctor", "--infra", "slurm", "--store", rig.store)
         yield rig
+    except BaseException:
+        print(_last_words(folder))  # before all of it is removed
+        raise
     finally:
         subprocess.run(["bash", str(HERE / "down.sh")], env=env, check=False, stdin=subprocess.DEVNULL)
 
 
 def _free_port() -> int:
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return int(asked.getsockname()[1])
+    """Below those that Linux gives to clients: one of those may be taken before the server has it."""
+    for port in range(28000, 32000):
+        with socket.socket() as asked:
+            try:
+                asked.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no free port")
+
+
+def _last_words(folder: Path) -> str:
+    log = folder / "home/.sky/api_server/server.log"
+    return log.read_text(errors="replace")[-3000:] if log.is_file() else "no log of the server"
