@@ -20,6 +20,7 @@ from trainer.artifacts.journal import RunEvent
 # The last thing a box says in its life; what its machine does afterwards is idle.
 _LAST_WORDS = ("finished", "failed", "preempted", "fenced")
 _BEGINNINGS = ("requested", "running")
+_OPENING, _CLOSING = ("requested", "running", "started"), ("ended", "finished", "no_capacity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,13 @@ def attempts_of(
         successor = _first(groups[index + 1], "requested", "started") if index + 1 < len(groups) else None
         attempts.append(_attempt(group, successor, durable or {}))
     return tuple(attempts)
+
+
+def open_attempts(events: Sequence[RunEvent]) -> list[int]:
+    """Attempts that were asked for, or began by themselves, and of whose end nobody has told."""
+    of = {kind: {event.attempt for event in events if event.kind == kind} for kind in _OPENING + _CLOSING}
+    refused = of["no_capacity"] - of["running"] - of["started"]
+    return sorted((of["requested"] | of["started"]) - of["ended"] - of["finished"] - refused)
 
 
 def region_name(attempt: Attempt) -> str:

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from launcher.attempts import open_attempts
 from launcher.clouds.base import is_live
 from launcher.clouds.local_machine import Machine, destroy_orphan
 from launcher.costs import cost_report
@@ -312,15 +313,9 @@ def end_orphan(store: Store, record: Path, reason: str) -> bool:
     if not record.exists():
         return False
     running = destroy_orphan(record)
-    for attempt in _open_attempts(read_journal(store)):
+    for attempt in open_attempts(read_journal(store)):
         Journal(store, attempt, "launcher").record("ended", reason=reason)
     return running
-
-
-def _open_attempts(events: list[RunEvent]) -> list[int]:
-    """Attempts that were asked for and never ended."""
-    asked = {event.attempt for event in events if event.kind == "requested"}
-    return sorted(asked - {event.attempt for event in events if event.kind == "ended"})
 
 
 if __name__ == "__main__":

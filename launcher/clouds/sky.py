@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
+from launcher.attempts import open_attempts
 from launcher.clouds.base import is_live
 from launcher.errors import NotReady, Problem, RemoteJobFailed, VlaunchError, require_extra
 from launcher.render import job_name, trusted_task
@@ -33,6 +35,7 @@ _STOP_GRACE_S = 300
 _FIELDS = ("job_id", "job_name", "status", "failure_reason", "details")
 _LOG_LINES = 15
 _ANSWER_S = 10.0
+_LOOK_S = 2.0
 _FIX_ACCESS = "`sky check` says what is missing for each cloud"
 
 
@@ -77,6 +80,10 @@ class SkyCloud:
         with _sky() as sky:
             cancel = {"graceful": True, "graceful_timeout": _STOP_GRACE_S}
             sky.get(sky.jobs.cancel(job_ids=[job["job_id"] for job in live], **cancel))
+        while self.alive(run_uri):
+            time.sleep(_LOOK_S)
+        for attempt in open_attempts(read_journal(store)):
+            Journal(store, attempt, "launcher").record("ended", reason="stopped")
         return True
 
     def logs(self, run_uri: str, *, follow: bool) -> Iterator[str]:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from launcher.attempts import open_attempts
+from launcher.costs import cost_report
 from launcher.launch import from_events
 from launcher.plan import Candidate
 from launcher.render import infra, use_spot
@@ -60,12 +62,33 @@ class Ledger:
 
     def lost(self) -> None:
         """The newest machine is gone, if it was ever there."""
+        self._end("preempted")
+
+    def limit(self) -> str | None:
+        """The budget or the deadline that has been reached, in words; entered as the end of the run's last machine."""
         self._read()
-        events = self._events()
-        asked = {event.attempt for event in events if event.kind == "requested"}
-        over = {event.attempt for event in events if event.kind in ("ended", "no_capacity")}
-        for attempt in sorted(asked - over):
-            self._record(attempt, "ended", reason="preempted")
+        created = next((event for event in self._there if event.kind == "created"), None)
+        if created is None:
+            return None
+        launch, now = from_events(self._there), self._now()
+        said = None
+        spent = float(cost_report("", tuple(self._events()), now).usd)
+        if launch.max_cost_usd is not None and spent >= launch.max_cost_usd:
+            said = f"the budget of ${launch.max_cost_usd:g} is spent"
+        if launch.deadline_s is not None and (now - created.time).total_seconds() >= launch.deadline_s:
+            said = f"the deadline of {launch.deadline_s:g} s has come"
+        if said is not None:
+            self._record(max((e.attempt for e in self._events()), default=0), "limit", what=said)
+        return said
+
+    def stopped(self) -> None:
+        """The newest machine was given back at a limit."""
+        self._end("stopped")
+
+    def _end(self, reason: str) -> None:
+        self._read()
+        for attempt in open_attempts(self._events()):
+            self._record(attempt, "ended", reason=reason)
 
     def _claim(self, attempt: int) -> int:
         try:

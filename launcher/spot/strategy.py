@@ -17,7 +17,7 @@ import logging
 from typing import Any
 
 from sky import exceptions
-from sky.jobs import recovery_strategy
+from sky.jobs import recovery_strategy, state, utils
 from sky.server import plugins
 from sky.utils import context, registry
 
@@ -29,6 +29,11 @@ from launcher.spot.ledger import Ledger
 from launcher.spot.plugin import STRATEGY
 
 log = logging.getLogger("sky.vlaunch")
+
+# Between two looks at the budget and the deadline: at $40 an hour, a third of a dollar.
+_LIMITS_S = 30.0
+# What a machine may take for its last save when the run is stopped.
+_GRACE_S = 300
 
 
 class Plugin(plugins.BasePlugin):
@@ -55,9 +60,15 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
         super().__init__(*args, **kwargs)
         self._task = self.dag.tasks[0]
         self._ledger = Ledger(self._task.envs.get("VLAUNCH_RUN", ""))
+        self._watch: asyncio.Task[None] | None = None
 
     async def launch(self) -> float:
         return await self._find_machine(recovery=False)
+
+    async def on_resume(self, cluster_name: str) -> None:
+        """The controller was started again beside a machine that runs."""
+        _reach_the_store(self._task)
+        self._watch = asyncio.create_task(self._watch_limits())
 
     async def recover(self) -> float:
         _reach_the_store(self._task)
@@ -68,6 +79,9 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
     async def _find_machine(self, *, recovery: bool) -> float:
         """Rounds over all places until one gives a machine; the pause between two rounds is SkyPilot's own."""
         _reach_the_store(self._task)
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch = asyncio.create_task(self._watch_limits())
         asked_for = self._task.resources
         places = {(_infra(resources), resources.use_spot): resources for resources in asked_for}
         try:
@@ -107,6 +121,19 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
             await asyncio.to_thread(self._tell_running, attempt)
         return submitted, error
 
+
+    async def _watch_limits(self) -> None:
+        """The budget and the deadline hold also where every laptop is closed."""
+        while True:
+            if await asyncio.to_thread(self._ledger.limit):
+                await asyncio.to_thread(self._cancel_own_job)
+                await asyncio.to_thread(self._ledger.stopped)
+                return
+            await asyncio.sleep(_LIMITS_S)
+
+    def _cancel_own_job(self) -> None:
+        workspace = state.get_workspace(self.job_id)
+        utils.cancel_jobs_by_id([self.job_id], current_workspace=workspace, graceful=True, graceful_timeout=_GRACE_S)
 
     def _tell_running(self, attempt: int) -> None:
         got = self._launched_resources

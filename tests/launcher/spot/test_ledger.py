@@ -11,6 +11,7 @@ import pytest
 from launcher.attempts import attempts_of
 from launcher.launch import Launch, MarketSettings
 from launcher.plan import Candidate
+from launcher.runview import State, state_of
 from launcher.spot.ledger import Ledger
 from trainer.artifacts.journal import Journal, read_journal
 from trainer.artifacts.store import Store, open_store
@@ -99,3 +100,27 @@ def test_a_task_without_a_run_is_led_by_memory_alone() -> None:
     ledger.lost()
 
     assert [c.region for c in ledger.order(PLACES)] == ["us-west", "us-east-1"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"max_cost_usd": 0.01}, "the budget of $0.01 is spent"),
+        ({"deadline_s": 60.0}, "the deadline of 60 s has come"),
+        ({"max_cost_usd": 100.0, "deadline_s": 1e9}, None),
+    ],
+)
+def test_a_limit_ends_the_run_with_every_laptop_closed(
+    store: Store, limits: dict[str, float], said: str | None
+) -> None:
+    clock = Clock()
+    clock.now = datetime.now(UTC)  # the run was created by a real clock
+    Journal(store, 0, "launcher").record("limits", **limits)
+    ledger = Ledger(store.uri, clock)
+    ledger.running(ledger.requested(ledger.order(PLACES)[0]), "us-east-1a", "", None)
+    clock.now += timedelta(hours=1)
+
+    assert ledger.limit() == said
+    if said:
+        ledger.stopped()
+        assert state_of(read_journal(store)) is State.STOPPED
