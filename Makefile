@@ -50,7 +50,7 @@ bench: install
 # SkyPilot on two Slurm clusters of this machine: as root on Debian; elsewhere skipped with the reason.
 e2e: install
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt 'skypilot[slurm]'
-	.venv/bin/python -m pytest tests/e2e
+	.venv/bin/python -m pytest -o faulthandler_timeout=1800 tests/e2e
 	@echo "skipped: S3 and GCS servers (come with part 3)"
 
 docs: install

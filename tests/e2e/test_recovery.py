@@ -10,17 +10,28 @@ from typing import Any
 
 from tests.e2e.slurm.rig import REGIONS, Rig, until
 
+# A model that learns a step in some hundredths of a second: what takes time here is SkyPilot.
+SMALL = {
+    "model.shape": '{"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, '
+    '"num_attention_heads": 4, "tie_word_embeddings": true}',
+    "vocab_size": "384",
+    "data.max_length": "96",
+    "threads": "1",
+    "max_new_tokens": "0",
+}
+STEPS = 1500
 BOTH = ["--infra", "slurm/us-east", "--infra", "slurm/us-west"]
 
 
 def train(rig: Rig, name: str, steps: int, *more: object) -> None:
     """Start a run there and do not wait for it."""
     where = [] if "--infra" in more else BOTH
-    rig.vlaunch("train", "--size", "tiny", *_run(rig, name, steps), *where, *more, "--detach")
+    rig.vlaunch("train", *_run(rig, name, steps), *where, *more, "--detach")
 
 
 def _run(rig: Rig, name: str, steps: int) -> list[object]:
-    return ["--store", rig.store, "--name", name, "--max-steps", steps, "--yes"]
+    settings = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+    return ["--size", "tiny", "--store", rig.store, "--name", name, "--max-steps", steps, "--yes", *settings]
 
 
 def events(rig: Rig, name: str, kind: str) -> list[Any]:
@@ -55,8 +66,8 @@ def regions(rig: Rig, name: str) -> list[str]:
 
 
 def test_three_losses_each_leave_the_region_and_change_nothing_in_the_curve(rig: Rig) -> None:
-    rig.vlaunch("train", "--size", "tiny", "--infra", "local", *_run(rig, "calm", 120))
-    train(rig, "lost", 120)
+    rig.vlaunch("train", "--infra", "local", *_run(rig, "calm", STEPS))
+    train(rig, "lost", STEPS)
     taken = []
     for attempt in (1, 2, 3):
         training(rig, "lost", attempt)
@@ -76,7 +87,7 @@ def test_three_losses_each_leave_the_region_and_change_nothing_in_the_curve(rig:
 
 def test_a_run_gets_round_an_outage_of_a_region_and_of_a_zone(rig: Rig) -> None:
     try:
-        train(rig, "outage", 120)
+        train(rig, "outage", STEPS)
         training(rig, "outage", 1)
         for zone in ("us-west-a", "us-west-b", "us-east-a"):
             rig.set_zone(zone.rpartition("-")[0], zone, "inactive")
@@ -94,7 +105,7 @@ def test_a_run_gets_round_an_outage_of_a_region_and_of_a_zone(rig: Rig) -> None:
 
 
 def test_a_server_killed_during_a_recovery_goes_on_with_it(rig: Rig) -> None:
-    train(rig, "orphan", 120)
+    train(rig, "orphan", STEPS)
     training(rig, "orphan", 1)
     rig.take("orphan")
     until(lambda: len(events(rig, "orphan", "requested")) == 2, "the recovery begins")
@@ -108,7 +119,7 @@ def test_a_server_killed_during_a_recovery_goes_on_with_it(rig: Rig) -> None:
 def test_two_nodes_of_eight_gpus_meet_and_have_their_ranks(rig: Rig) -> None:
     train(
         rig, "nodes", 4, "--infra", "slurm/us-east", "--gpus", "A100:8", "--num-nodes", 2,
-        "--set", "parallel.processes=8", "--set", "threads=1",
+        "--set", "parallel.processes=8",
     )  # fmt: skip
 
     assert finished(rig, "nodes")["state"] == "finished"

@@ -1,0 +1,89 @@
+"""Seconds from a lost machine to the next new step on real SkyPilot, and where it goes, by recovery strategy.
+
+    python tests/benchmarks/recovery_on_slurm.py
+
+Brings up the rig of tests/e2e (root, Debian); elsewhere says what is missing. The same task three times, with the
+strategy changed: vlaunch's, and SkyPilot's two. Each machine is cancelled after its first durable checkpoint.
+Waiting times depend on the polls of the rig (5 s; SkyPilot's own are 15 s) and on the load of the machine.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.e2e.slurm.rig import Rig, rig_up, until, why_not  # noqa: E402
+
+LOSSES = 2
+PLACES = ["--infra", "slurm/us-east", "--infra", "slurm/us-west"]
+
+
+def main() -> None:
+    if reason := why_not():
+        print(f"skipped: {reason}")
+        return
+    print("strategy            loss  from        to          seconds  found  machine  set-up  start")
+    with rig_up(Path("/tmp/vlaunch-rig")) as rig:
+        for strategy in ("VLAUNCH", "EAGER_NEXT_REGION", "FAILOVER"):
+            measure(rig, strategy)
+
+
+def measure(rig: Rig, strategy: str) -> None:
+    name = strategy.lower().replace("_", "-")
+    launch(rig, name, strategy)
+    for loss in range(1, LOSSES + 1):
+        count = len(times(rig, name, "training"))
+        until(
+            lambda n=count: len(times(rig, name, "training")) > 0 and len(times(rig, name, "training")) >= max(n, loss),
+            f"{name} trains",
+        )
+        until(lambda: times(rig, name, "checkpoint"), f"{name} has a checkpoint")
+        left = rig.take(name)
+        lost = datetime.now().astimezone()
+        until(lambda: len(times(rig, name, "training")) > loss, f"{name} trains again", 600)
+        (machine,) = rig.machines(name)
+        started, trained = times(rig, name, "started")[-1], times(rig, name, "training")[-1]
+        asked = next((at for at in times(rig, name, "requested") if at > lost), None)
+        running = next((at for at in times(rig, name, "running") if at > lost), None)
+        parts = [seconds(lost, asked), seconds(asked, running), seconds(running, started), seconds(started, trained)]
+        print(
+            f"{strategy:18}  {loss:4}  {left:10}  {machine[0]:10}  {seconds(lost, trained):>7}  "
+            + "  ".join(f"{part:>6}" for part in parts),
+            flush=True,
+        )
+    rig.sky("jobs", "cancel", "-y", "-a")
+
+
+def launch(rig: Rig, name: str, strategy: str) -> None:
+    """The run's own task with another strategy, by SkyPilot's command line."""
+    rig.vlaunch(
+        "train", "--size", "tiny", *PLACES, "--store", rig.store, "--name", name, "--max-steps", 5000,
+        "--yes", "--create-only",
+    )  # fmt: skip
+    task = yaml.safe_load(
+        rig.vlaunch(
+            "train", "--size", "tiny", *PLACES, "--store", rig.store, "--name", name, "--max-steps", 5000, "--dry-run"
+        ).stdout
+    )
+    task["resources"]["job_recovery"]["strategy"] = strategy
+    path = rig.folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(task))
+    secrets = [word for key in task["secrets"] for word in ("--secret", key)]
+    rig.sky("jobs", "launch", "-y", "-d", *secrets, path)
+
+
+def times(rig: Rig, name: str, kind: str) -> list[datetime]:
+    return [event.time for event in rig.journal(name) if event.kind == kind]
+
+
+def seconds(since: datetime | None, until_: datetime | None) -> str:
+    return "-" if since is None or until_ is None else f"{(until_ - since).total_seconds():.0f}"
+
+
+if __name__ == "__main__":
+    main()
