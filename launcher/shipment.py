@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launcher.spot.plugin import STOCK_STRATEGY, STRATEGY
 from launcher.wheel import wheel_path
 from trainer.config import TrainConfig
 
@@ -45,8 +46,13 @@ class Shipment:
     modules: tuple[str, ...] = _MODULES
     secrets: tuple[str, ...] = ()
     envs: Mapping[str, str] = field(default_factory=dict)
-    strategy: str = "FAILOVER"
+    strategy: str = STOCK_STRATEGY
     """Of SkyPilot: which machine comes after one that was taken."""
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether the next machine may come from the very region that took the last one."""
+        return self.wheel is not None and self.strategy != STRATEGY
 
 
 def pack(config: TrainConfig, store: str, strategy: str) -> Shipment:

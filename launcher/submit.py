@@ -18,7 +18,8 @@ from launcher.output import say
 from launcher.plan import Plan, TrainRequest
 from launcher.render import render_train, run_uri
 from launcher.settings import cache_dir
-from launcher.shipment import Shipment
+from launcher.shipment import Shipment, pack
+from launcher.spot.plugin import strategy
 from trainer.artifacts.journal import Journal, read_journal
 from trainer.artifacts.layout import CONFIG, TASK, valid_run_id
 from trainer.artifacts.manifest import hash_file, put_blob
@@ -101,12 +102,7 @@ def refuse_unsupported(request: TrainRequest) -> None:
 
 def shipment_for(request: TrainRequest) -> Shipment:
     """What travels with the task: nothing, where the machine is this computer."""
-    if request.infra[0].cloud == "local":
-        return Shipment()
-    from launcher.shipment import pack
-    from launcher.spot.plugin import strategy
-
-    return pack(request.config, request.store, strategy())
+    return Shipment() if request.local else pack(request.config, request.store, strategy())
 
 
 def create(

@@ -147,7 +147,8 @@ def access_problems(clouds: Sequence[str]) -> list[Problem]:
             sky.stream_and_get(sdk.check(tuple(missing), verbose=False))
             missing = _without(clouds, sky.get(sdk.enabled_clouds()))
     return [
-        Problem(f"SkyPilot cannot use {cloud}", f"sky check {cloud} says what is missing") for cloud in missing
+        Problem(f"SkyPilot cannot use {cloud}", f"sky check {cloud} says what is missing")
+        for cloud in missing
     ]
 
 

@@ -64,6 +64,8 @@ def command(
     catalog = Catalog(Path(asked.catalog) if asked.catalog else None)
     plan = make_plan(request, catalog)
     shipment = submit.shipment_for(request)
+    if shipment.goes_back:
+        say("note: SkyPilot's own recovery will first go back to a region that failed; vlaunch doctor has a better one")
     if dry_run:
         say(plan_text(plan, launch_problems(request)))
         click.echo(render_train(plan, request, shipment), nl=False)

@@ -93,7 +93,9 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
                     if submitted is not None:
                         return submitted
                     reasons += [error] if error else []
-                if not recovery and len(reasons) == len(places):  # wrong everywhere: another round is no better
+                if not recovery and len(reasons) == len(
+                    places
+                ):  # wrong everywhere: another round is no better
                     raise reasons[-1]
                 await asyncio.sleep(self.RETRY_INIT_GAP_SECONDS)
         finally:
@@ -121,7 +123,6 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
             await asyncio.to_thread(self._tell_running, attempt)
         return submitted, error
 
-
     async def _watch_limits(self) -> None:
         """The budget and the deadline hold also where every laptop is closed."""
         while True:
@@ -133,7 +134,9 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
 
     def _cancel_own_job(self) -> None:
         workspace = state.get_workspace(self.job_id)
-        utils.cancel_jobs_by_id([self.job_id], current_workspace=workspace, graceful=True, graceful_timeout=_GRACE_S)
+        utils.cancel_jobs_by_id(
+            [self.job_id], current_workspace=workspace, graceful=True, graceful_timeout=_GRACE_S
+        )
 
     def _tell_running(self, attempt: int) -> None:
         got = self._launched_resources

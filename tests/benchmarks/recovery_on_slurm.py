@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -37,20 +38,20 @@ def measure(rig: Rig, strategy: str) -> None:
     name = strategy.lower().replace("_", "-")
     launch(rig, name, strategy)
     for loss in range(1, LOSSES + 1):
-        count = len(times(rig, name, "training"))
-        until(
-            lambda n=count: len(times(rig, name, "training")) > 0 and len(times(rig, name, "training")) >= max(n, loss),
-            f"{name} trains",
-        )
-        until(lambda: times(rig, name, "checkpoint"), f"{name} has a checkpoint")
+        until(partial(durable, rig, name, loss), f"attempt {loss} of {name} is durable")
         left = rig.take(name)
         lost = datetime.now().astimezone()
-        until(lambda: len(times(rig, name, "training")) > loss, f"{name} trains again", 600)
+        until(partial(trained_since, rig, name, lost), f"{name} trains again", 600)
         (machine,) = rig.machines(name)
         started, trained = times(rig, name, "started")[-1], times(rig, name, "training")[-1]
         asked = next((at for at in times(rig, name, "requested") if at > lost), None)
         running = next((at for at in times(rig, name, "running") if at > lost), None)
-        parts = [seconds(lost, asked), seconds(asked, running), seconds(running, started), seconds(started, trained)]
+        parts = [
+            seconds(lost, asked),
+            seconds(asked, running),
+            seconds(running, started),
+            seconds(started, trained),
+        ]
         print(
             f"{strategy:18}  {loss:4}  {left:10}  {machine[0]:10}  {seconds(lost, trained):>7}  "
             + "  ".join(f"{part:>6}" for part in parts),
@@ -67,7 +68,17 @@ def launch(rig: Rig, name: str, strategy: str) -> None:
     )  # fmt: skip
     task = yaml.safe_load(
         rig.vlaunch(
-            "train", "--size", "tiny", *PLACES, "--store", rig.store, "--name", name, "--max-steps", 5000, "--dry-run"
+            "train",
+            "--size",
+            "tiny",
+            *PLACES,
+            "--store",
+            rig.store,
+            "--name",
+            name,
+            "--max-steps",
+            5000,
+            "--dry-run",
         ).stdout
     )
     task["resources"]["job_recovery"]["strategy"] = strategy
@@ -75,6 +86,16 @@ def launch(rig: Rig, name: str, strategy: str) -> None:
     path.write_text(yaml.safe_dump(task))
     secrets = [word for key in task["secrets"] for word in ("--secret", key)]
     rig.sky("jobs", "launch", "-y", "-d", *secrets, path)
+
+
+def durable(rig: Rig, name: str, attempts: int) -> bool:
+    """Whether so many attempts have trained, and the last one has something durable."""
+    training, saved = times(rig, name, "training"), times(rig, name, "checkpoint")
+    return len(training) >= attempts and bool(saved) and saved[-1] > training[-1]
+
+
+def trained_since(rig: Rig, name: str, moment: datetime) -> bool:
+    return any(at > moment for at in times(rig, name, "training"))
 
 
 def times(rig: Rig, name: str, kind: str) -> list[datetime]:
