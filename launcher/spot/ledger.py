@@ -41,7 +41,8 @@ class Ledger:
     def order(self, places: Sequence[tuple[str, bool]]) -> list[Candidate]:
         """Places of the task, as (infra, use_spot), in the order to try them now, with what is known of each."""
         self._read()
-        known = {(infra(c), use_spot(c)): c for c in self._planned()}
+        # Of several zones that can only be asked for by their region, the first is the cheapest.
+        known = {(infra(c), use_spot(c)): c for c in reversed(self._planned())}
         candidates = [known.get(place) or _unknown(*place) for place in places]
         return order(candidates, remember(self._events()), self._now().timestamp())
 

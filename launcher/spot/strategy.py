@@ -93,9 +93,8 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
                     if submitted is not None:
                         return submitted
                     reasons += [error] if error else []
-                if not recovery and len(reasons) == len(
-                    places
-                ):  # wrong everywhere: another round is no better
+                wrong_everywhere = len(reasons) == len(places)  # not full: another round is no better
+                if not recovery and wrong_everywhere:
                     raise reasons[-1]
                 await asyncio.sleep(self.RETRY_INIT_GAP_SECONDS)
         finally:

@@ -116,6 +116,21 @@ def test_a_server_killed_during_a_recovery_goes_on_with_it(rig: Rig) -> None:
     assert regions(rig, "orphan")[0] == "us-east" and "us-west" in regions(rig, "orphan")[1:]
 
 
+def test_a_stopped_run_is_saved_and_resumed_from_any_laptop(rig: Rig) -> None:
+    train(rig, "pause", STEPS, "--infra", "slurm/us-west")
+    training(rig, "pause", 1)
+
+    stopped = json.loads(rig.vlaunch("stop", "pause", "--store", rig.store, "--json").stdout)
+    again = rig.vlaunch("stop", "pause", "--store", rig.store, "--json")
+    rig.vlaunch("resume", "pause", "--store", rig.store, "--detach")
+    twice = rig.vlaunch("resume", "pause", "--store", rig.store, check=False)
+
+    assert (stopped["state"], json.loads(again.stdout)["was_running"]) == ("stopped", False)
+    assert twice.returncode == 3 and "running already" in twice.stderr
+    assert finished(rig, "pause")["state"] == "finished"
+    assert [event.data["resumed_from"] > 0 for event in events(rig, "pause", "started")] == [False, True]
+
+
 def test_two_nodes_of_eight_gpus_meet_and_have_their_ranks(rig: Rig) -> None:
     train(
         rig, "nodes", 4, "--infra", "slurm/us-east", "--gpus", "A100:8", "--num-nodes", 2,
