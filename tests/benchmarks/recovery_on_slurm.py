@@ -18,10 +18,11 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from launcher.render import job_name, run_uri  # noqa: E402
 from tests.e2e.slurm.rig import Rig, rig_up, until, why_not  # noqa: E402
+from tests.e2e.test_recovery import BOTH, run_options  # noqa: E402
 
 LOSSES = 2
-PLACES = ["--infra", "slurm/us-east", "--infra", "slurm/us-west"]
 
 
 def main() -> None:
@@ -57,30 +58,14 @@ def measure(rig: Rig, strategy: str) -> None:
             + "  ".join(f"{part:>6}" for part in parts),
             flush=True,
         )
-    rig.sky("jobs", "cancel", "-y", "-a")
+    rig.sky("jobs", "cancel", "-y", "-n", job_name(run_uri(rig.store, name)))
 
 
 def launch(rig: Rig, name: str, strategy: str) -> None:
     """The run's own task with another strategy, by SkyPilot's command line."""
-    rig.vlaunch(
-        "train", "--size", "tiny", *PLACES, "--store", rig.store, "--name", name, "--max-steps", 5000,
-        "--yes", "--create-only",
-    )  # fmt: skip
-    task = yaml.safe_load(
-        rig.vlaunch(
-            "train",
-            "--size",
-            "tiny",
-            *PLACES,
-            "--store",
-            rig.store,
-            "--name",
-            name,
-            "--max-steps",
-            5000,
-            "--dry-run",
-        ).stdout
-    )
+    asked = ["train", *run_options(rig, name, 100_000), *BOTH]
+    rig.vlaunch(*asked, "--create-only")
+    task = yaml.safe_load(rig.vlaunch(*asked, "--dry-run").stdout)
     task["resources"]["job_recovery"]["strategy"] = strategy
     path = rig.folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(task))

@@ -26,10 +26,11 @@ BOTH = ["--infra", "slurm/us-east", "--infra", "slurm/us-west"]
 def train(rig: Rig, name: str, steps: int, *more: object) -> None:
     """Start a run there and do not wait for it."""
     where = [] if "--infra" in more else BOTH
-    rig.vlaunch("train", *_run(rig, name, steps), *where, *more, "--detach")
+    rig.vlaunch("train", *run_options(rig, name, steps), *where, *more, "--detach")
 
 
-def _run(rig: Rig, name: str, steps: int) -> list[object]:
+def run_options(rig: Rig, name: str, steps: int) -> list[object]:
+    """Of `vlaunch train`, for the small model."""
     settings = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
     return ["--size", "tiny", "--store", rig.store, "--name", name, "--max-steps", steps, "--yes", *settings]
 
@@ -66,7 +67,7 @@ def regions(rig: Rig, name: str) -> list[str]:
 
 
 def test_three_losses_each_leave_the_region_and_change_nothing_in_the_curve(rig: Rig) -> None:
-    rig.vlaunch("train", "--infra", "local", *_run(rig, "calm", STEPS))
+    rig.vlaunch("train", "--infra", "local", *run_options(rig, "calm", STEPS))
     train(rig, "lost", STEPS)
     taken = []
     for attempt in (1, 2, 3):
