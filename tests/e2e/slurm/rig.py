@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.artifacts.servers import BUCKET, moto
 
 HERE = Path(__file__).parent
@@ -111,13 +113,11 @@ class Rig:
     @contextmanager
     def credentials(self) -> Iterator[None]:
         """Those of the rig's S3, for this process."""
-        before = dict(os.environ)
-        os.environ.update({name: value for name, value in self.env.items() if name.startswith("AWS_")})
-        try:
+        with pytest.MonkeyPatch.context() as here:
+            for name in self.env:
+                if name.startswith("AWS_"):
+                    here.setenv(name, self.env[name])
             yield
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
 
 
 def until(holds: Callable[[], Any], what: str, patience_s: float = 300.0) -> Any:
