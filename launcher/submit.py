@@ -20,6 +20,7 @@ from launcher.render import render_train, run_uri
 from launcher.settings import cache_dir
 from launcher.shipment import Shipment, pack
 from launcher.spot.plugin import strategy
+from launcher.wheel import write_wheel
 from trainer.artifacts.journal import Journal, read_journal
 from trainer.artifacts.layout import CONFIG, TASK, valid_run_id
 from trainer.artifacts.manifest import hash_file, put_blob
@@ -127,6 +128,8 @@ def create(
     _write_config(store, config, request.name)
     for path in (*train, *held_out, *base):
         put_blob(store, path)
+    if shipment.wheel is not None:
+        write_wheel()  # the task names it
     store.put_new(TASK, render_train(plan, replace(request, config=config), shipment).encode())
     events = read_journal(store)
     if not any(event.kind == "created" for event in events):
