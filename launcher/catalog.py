@@ -10,8 +10,9 @@ Cost: a search for the accelerator's name through the asked clouds' files; 100,0
 from __future__ import annotations
 
 import csv
+import math
 import mmap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +36,9 @@ NO_SPOT = (
     "cudo do fluidstack hyperbolic lambda local paperspace scp seeweb shadeform slurm ssh vsphere"
 ).split()
 
-# What SkyPilot takes for `cpus: 2+`: its default families (catalog/aws_catalog.py and gcp_catalog.py).
+# What SkyPilot takes for `cpus: 2+`: its default families (catalog/aws_catalog.py and gcp_catalog.py); of other clouds
+# the cheapest with as many cores.
+_LEAST_CORES = 2
 _CPU_MACHINES = {"aws": "m6i.large", "gcp": "n2-standard-2", "azure": "Standard_D2s_v5"}
 
 # GCP sells an accelerator and its host apart. Hosts: gcp_catalog.py, _ACC_INSTANCE_TYPE_DICTS and _NUM_ACC_TO_NUM_CPU.
@@ -83,8 +86,10 @@ class _Row(NamedTuple):
     cards: int
     region: str
     zone: str
+    """Empty where the cloud has no zones."""
     price: float | None
     spot: float | None
+    cores: float
 
 
 class Catalog:
@@ -118,7 +123,7 @@ class Catalog:
             NotReady: no prices of this cloud are here.
         """
         path, source = self._file(infra.cloud)
-        rows = list(_rows(path, f",{gpus.name}," if gpus else f"{_CPU_MACHINES.get(infra.cloud, '')}"))
+        rows = list(_rows(path, f",{gpus.name}," if gpus else _CPU_MACHINES.get(infra.cloud, "")))
         if infra.cloud == "gcp" and gpus:
             rows = list(_with_hosts(rows, path))
         if infra.cloud == "aws":
@@ -127,7 +132,7 @@ class Catalog:
         here = [
             row for row in fitting if infra.region in (None, row.region) and infra.zone in (None, row.zone)
         ]
-        if not here:
+        if not here and infra.region:
             self._refuse_place(infra)
         return [
             Offer(
@@ -152,7 +157,7 @@ class Catalog:
         """(accelerator, number on one machine) of those names that these clouds sell."""
         paths = [self._file(cloud)[0] for cloud in clouds if cloud not in OWN]
         rows = (row for path in paths for name in names for row in _rows(path, f",{name},"))
-        return sorted({(row.accelerator, row.cards) for row in rows if row.accelerator})
+        return sorted({(row.accelerator, row.cards) for row in rows if row.cards})
 
     @property
     def own_source(self) -> Source:
@@ -196,21 +201,21 @@ def _rows(path: Path, needle: str) -> Iterator[_Row]:
     with path.open("rb") as file, _mapped(file) as text:
         lines = (line.decode() for line in _lines(text, needle.encode()))
         header = next(csv.reader([text.readline().decode()]), [])
-        column = {name: index for index, name in enumerate(header)}
-        try:
-            wanted = [column[name] for name in _COLUMNS]
-        except KeyError as error:
-            raise NotReady(
-                f"{path} has no column {error}", hint="delete it: SkyPilot fetches it again"
-            ) from None
-        for row in csv.reader(lines):
+        missing = [name for name in _NEEDED if name not in header]
+        if missing:
+            raise NotReady(f"{path} has no column {missing[0]}", hint="delete it: SkyPilot fetches it again")
+        for cells in csv.reader(lines):
             try:
-                yield _parsed([row[index] for index in wanted])
-            except (IndexError, ValueError):
+                yield _parsed(dict(zip(header, cells, strict=True)))
+            except ValueError:
                 raise NotReady(
-                    f"{path} has a row that cannot be read: {','.join(row)[:80]}",
+                    f"{path} has a row that cannot be read: {','.join(cells)[:80]}",
                     hint="delete the file: SkyPilot fetches it again",
                 ) from None
+
+
+# Clouds without zones have no AvailabilityZone, some no SpotPrice.
+_NEEDED = ("InstanceType", "AcceleratorName", "AcceleratorCount", "Price", "Region")
 
 
 def _mapped(file: BinaryIO) -> mmap.mmap:
@@ -232,22 +237,22 @@ def _lines(text: mmap.mmap, needle: bytes) -> Iterator[bytes]:
             yield line
 
 
-def _parsed(cells: Sequence[str]) -> _Row:
-    instance, accelerator, count, region, zone, price, spot = cells
+def _parsed(cells: Mapping[str, str]) -> _Row:
     return _Row(
-        instance,
-        accelerator,
-        round(float(count)) if count else 0,
-        region,
-        zone,
-        float(price) if price else None,
-        float(spot) if spot else None,
+        cells["InstanceType"],
+        cells["AcceleratorName"],
+        int(float(cells["AcceleratorCount"] or 0)),  # a part of a card is none
+        cells["Region"],
+        cells.get("AvailabilityZone", ""),
+        _number(cells["Price"]),
+        _number(cells.get("SpotPrice", "")),
+        _number(cells.get("vCPUs", "")) or 0.0,
     )
 
 
-_COLUMNS = (
-    "InstanceType", "AcceleratorName", "AcceleratorCount", "Region", "AvailabilityZone", "Price", "SpotPrice",
-)  # fmt: skip
+def _number(text: str) -> float | None:
+    value = float(text) if text else math.nan
+    return value if math.isfinite(value) else None
 
 
 def _with_hosts(rows: Sequence[_Row], path: Path) -> Iterator[_Row]:
@@ -289,7 +294,7 @@ def _with_zone_names(rows: Sequence[_Row], folder: Path) -> Iterator[_Row]:
 def _enough(rows: Sequence[_Row], gpus: Gpus | None) -> list[_Row]:
     """Rows with exactly the asked number of cards, else with the next larger one that is sold."""
     if gpus is None:
-        return [row for row in rows if not row.accelerator]
+        return [row for row in rows if not row.accelerator and row.cores >= _LEAST_CORES]
     counts = sorted({row.cards for row in rows if row.accelerator == gpus.name and row.cards >= gpus.number})
     return [row for row in rows if row.accelerator == gpus.name and counts and row.cards == counts[0]]
 

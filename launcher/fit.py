@@ -116,7 +116,7 @@ def training_fit(config: TrainConfig, shape: Shape, gpus: Gpus, nodes: int, name
         found.host_bytes * gpus.number,
         changes,
         tuple(refused),
-        tuple([*notes, *old_card(card)]),
+        tuple([*notes, *_old_card(card)]),
     )
 
 
@@ -124,17 +124,13 @@ def unknown_card(name: str) -> Fit:
     return Fit(None, name, 0, "", notes=(f"the memory of {name} is not known here: nothing was checked",))
 
 
-def old_card(card: Hardware) -> list[str]:
+def _old_card(card: Hardware) -> list[str]:
     """What a card before Turing needs of its set-up (trainer/choices.py refuses it on the box otherwise)."""
     if (card.compute_capability or (9, 9)) >= (7, 5):
         return []
     return [
         f"{card.name} is older than what the usual torch is built for: its set-up has to take the build for CUDA 12.6"
     ]
-
-
-def cards_text(gpus: Gpus) -> str:
-    return f"{gpus.number} x {gpus.name}"
 
 
 def _completed(own: Mapping[str, Any], config: TrainConfig) -> dict[str, Any]:

@@ -178,9 +178,8 @@ def expect(offer: Offer, market: MarketName, work: Workload, machine: Machine, e
         life_s = work.mtbf_s or expected_life_s(offer.cloud, offer.region, machine.cards)
         transfer_s = work.state_bytes / (STORE_BYTES_S * work.nodes)
         restart_each = setup_s + transfer_s
-        lost_each = (
-            work.interval_s / 2 + transfer_s
-        )  # on average half an interval, and what was still on its way
+        # On average half an interval, and what was still on its way.
+        lost_each = work.interval_s / 2 + transfer_s
         useful = max(LEAST_USEFUL, 1.0 - (restart_each + lost_each) / life_s)
         preemptions = (training_s + saving_s) / (life_s * useful)
         restart_s, lost_s = preemptions * restart_each, preemptions * lost_each

@@ -190,13 +190,15 @@ def known_cards(gpus: Gpus, infra: Sequence[Infra], catalog: Catalog) -> Gpus:
     Raises:
         UsageError: nobody knows the name.
     """
-    if gpus.name in CARDS or any(
-        place.cloud in OWN for place in infra
-    ):  # one's own cluster names cards as it likes
+    if gpus.name in CARDS:
         return gpus
-    names = {name.lower(): name for name in (*CARDS, *catalog.accelerators(place.cloud for place in infra))}
+    own = any(place.cloud in OWN for place in infra)  # whose cards may have any name
+    sold = [] if own else catalog.accelerators(place.cloud for place in infra)
+    names = {name.lower(): name for name in (*CARDS, *sold)}
     if right := names.get(gpus.name.lower()):
         return gpus._replace(name=right)
+    if own:
+        return gpus
     close = nearest(gpus.name.lower(), names)
     hint = (
         f"did you mean {names[close]}:{gpus.number}?" if close else f"known are {', '.join(names.values())}"

@@ -117,6 +117,29 @@ def test_a_folder_that_is_no_catalog_is_refused(tmp_path: Path) -> None:
         Catalog(tmp_path)
 
 
+LAMBDA = """InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,Price,Region,GpuInfo,SpotPrice
+cpu_1x,,,1.0,4.0,0.05,us-east-1,,
+cpu_4x_general,,,4.0,16.0,0.2,us-east-1,,
+gpu_1x_a10,A10,1.0,30.0,200.0,0.75,us-east-1,"{'Gpus': [{'Name': 'A10', 'Count': 1.0}]}",
+gpu_part,A10,0.25,4.0,20.0,0.2,us-east-1,,
+gpu_1x_a10,A10,1.0,30.0,200.0,nan,us-west-1,,
+"""
+
+
+def test_a_cloud_without_zones_and_spot_prices_is_read_too(tmp_path: Path) -> None:
+    """As SkyPilot writes Lambda's file."""
+    (tmp_path / "lambda").mkdir()
+    (tmp_path / "lambda/vms.csv").write_text(LAMBDA)
+    catalog = Catalog(tmp_path)
+    offers = catalog.offers(Infra("lambda"), Gpus("A10", 1))
+    assert [(o.region, o.zone, o.on_demand, o.spot) for o in offers] == [
+        ("us-east-1", "", 0.75, None),
+        ("us-west-1", "", None, None),
+    ]
+    assert [offer.instance for offer in catalog.offers(Infra("lambda"), None)] == ["cpu_4x_general"]
+    assert catalog.machines(["lambda"], ["A10"]) == [("A10", 1)]
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -6,12 +6,14 @@ import math
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from launcher.alternatives import cheaper_machines
-from launcher.catalog import Catalog
+from launcher.catalog import Catalog, Offer, Source
 from launcher.errors import UsageError
 from launcher.lives import expected_life_s
-from launcher.places import EGRESS_USD_PER_GB
+from launcher.places import EGRESS_USD_PER_GB, LEAST_USEFUL, Machine, MarketName, Workload, expect
 from launcher.plan import Plan, make_plan
 from launcher.throughput import flops_per_token
 from launcher.values import Infra
@@ -187,6 +189,32 @@ def test_preemptions_follow_from_the_lives_of_machines() -> None:
     known = plan("13", "full", "checkpoint.mtbf_s=86400", spot=True)
     assert known.candidates[0].life_s == 86400 and known.candidates[0].preemptions < 1
     assert known.usd_spot and made.usd_spot and known.usd_spot < made.usd_spot
+
+
+@given(
+    life_s=st.floats(60, 1e6),
+    rate=st.floats(0.01, 100),
+    longer=st.floats(1.0, 10),
+    dearer=st.floats(1.0, 10),
+    state=st.floats(0, 2e11),
+    nodes=st.integers(1, 16),
+)
+def test_longer_lives_never_cost_more_and_dearer_machines_never_less(
+    life_s: float, rate: float, longer: float, dearer: float, state: float, nodes: int
+) -> None:
+    def cost(life: float, price: float, market: MarketName = "spot") -> float:
+        offer = Offer("aws", "r", "z", "m", "X:8", price, price, Source("a test", "today"))
+        work = Workload(1e19, state, 1e10, nodes, life, 1.0, 300.0)
+        bill = expect(offer, market, work, Machine(1e15, 8, 300.0), 0.02)
+        assert LEAST_USEFUL <= bill.useful <= 1 and bill.usd is not None and math.isfinite(bill.usd)
+        return bill.usd
+
+    base = cost(life_s, rate)
+    assert cost(life_s * longer, rate) <= base * (1 + 1e-9)
+    assert cost(life_s, rate * dearer) >= base * (1 - 1e-9)
+    assert (
+        cost(life_s, rate, "on-demand") <= base
+    )  # at the same price nobody would take a machine that is taken away
 
 
 def test_lives_are_counted_from_the_public_traces() -> None:
