@@ -20,6 +20,7 @@ from trainer.artifacts.journal import RunEvent
 # The last thing a box says in its life; what its machine does afterwards is idle.
 _LAST_WORDS = ("finished", "failed", "preempted", "fenced")
 _BEGINNINGS = ("requested", "running")
+_OPENING, _CLOSING = ("requested", "running", "started"), ("ended", "finished", "no_capacity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,13 @@ def attempts_of(
     return tuple(attempts)
 
 
+def open_attempts(events: Sequence[RunEvent]) -> list[int]:
+    """Attempts that were asked for, or began by themselves, and of whose end nobody has told."""
+    of = {kind: {event.attempt for event in events if event.kind == kind} for kind in _OPENING + _CLOSING}
+    refused = of["no_capacity"] - of["running"] - of["started"]
+    return sorted((of["requested"] | of["started"]) - of["ended"] - of["finished"] - refused)
+
+
 def region_name(attempt: Attempt) -> str:
     return f"{attempt.cloud}/{attempt.region}" if attempt.cloud else attempt.region or "unknown"
 
@@ -102,6 +110,7 @@ def _attempt(
     group: Sequence[RunEvent], successor: RunEvent | None, durable: Mapping[int, Sequence[Mark]]
 ) -> Attempt:
     request = next((event.data for event in reversed(group) if event.kind == "requested"), {})
+    running = next((event.data for event in group if event.kind == "running"), {})
     started = _last(group, "started")
     finished = _last(group, "finished")
     ended = _first(group, "ended")
@@ -111,10 +120,10 @@ def _attempt(
         ordinal=group[0].attempt,
         cloud=str(request.get("cloud") or ""),
         region=str(request.get("region") or (started.data.get("region") if started else "") or ""),
-        zone=str(request.get("zone") or ""),
-        instance=str(request.get("instance") or ""),
+        zone=str(running.get("zone") or request.get("zone") or ""),
+        instance=str(running.get("instance") or request.get("instance") or ""),
         market=str(request.get("market") or "spot"),
-        price=_price(request),
+        price=_price(request, running),
         asked=group[0].time,
         up=_up(group),
         started=started.time if started else None,
@@ -165,9 +174,11 @@ def _end(
     return (word.time, True) if word is not None else (None, False)
 
 
-def _price(request: Mapping[str, Any]) -> Price:
+def _price(request: Mapping[str, Any], running: Mapping[str, Any]) -> Price:
+    """As planned; where no price was known then, as the cloud said when it gave the machine."""
+    planned = request.get("usd_per_hour")
     return Price(
-        usd_per_hour=_fraction(request.get("usd_per_hour")),
+        usd_per_hour=_fraction(running.get("usd_per_hour") if planned is None else planned),
         on_demand_usd_per_hour=_fraction(request.get("on_demand_usd_per_hour")),
         source=str(request.get("price_source") or ""),
         notional=bool(request.get("notional", request.get("cloud") == "local")),

@@ -167,6 +167,50 @@ def _described(opened: Store) -> str | None:
     return opened.describe() if isinstance(opened, BucketStore) else None
 
 
+def clouds(infra: Sequence[Infra]) -> Iterator[Check]:
+    """Whether SkyPilot may use the clouds that were asked for, and whether its recovery is ours."""
+    names = sorted({place.cloud for place in infra} - {"local"})
+    if not names:
+        return
+    from launcher.clouds import sky
+
+    try:
+        loaded = sky.loaded_plugin()
+        yield _recovery(loaded)
+        if loaded is None:  # starting one takes half a minute, and it stays: not a doctor's choice
+            what = "SkyPilot's server does not run, so its clouds were not looked at"
+            yield Check("clouds", "server", "not running", what, "sky api start")
+            return
+        problems = {problem.what: problem.fix for problem in sky.access_problems(names)}
+    except VlaunchError as error:
+        yield Check("clouds", "skypilot", "unusable", error.message, error.hint, required=True)
+        return
+    for name in names:
+        problem = next((what for what in problems if what.endswith(f" {name}")), None)
+        value = "not usable" if problem else "SkyPilot may use it"
+        yield Check("clouds", name, value, problem, problems.get(problem or ""), required=True)
+
+
+def _recovery(loaded: str | None) -> Check:
+    """Which machine comes after one that was taken; `loaded` is the version of our plugin in the running server."""
+    from launcher import __version__
+    from launcher.spot.plugin import PluginState, plugin_state
+
+    state = plugin_state()
+    if loaded == __version__ or (loaded is None and state is PluginState.INSTALLED):
+        return Check("clouds", "recovery", f"vlaunch {__version__}, which leaves the region that failed")
+    if state is PluginState.INSTALLED:
+        what = f"vlaunch {loaded}" if loaded else "a server without the plugin"
+        return Check(
+            "clouds", "recovery", what, f"SkyPilot's server still runs {what}", "sky api stop; sky api start"
+        )
+    fix = f"its administrator installs vlaunch {__version__} there"
+    if state is PluginState.MISSING:
+        fix = "vlaunch doctor --install-plugin"
+    problem = "SkyPilot's own recovery goes back to the region that has just failed"
+    return Check("clouds", "recovery", "SkyPilot's own", problem, fix)
+
+
 def setting_rows(ctx: click.Context) -> tuple[list[SettingRow], list[Check]]:
     """Every option of every verb with its source; and what is wrong in the files and variables."""
     root = ctx.find_root()

@@ -91,7 +91,7 @@ def conclude(ctx: click.Context, store: str, name: str) -> None:
     if seen.state is State.FAILED:
         raise _failure(record, seen)
     if seen.state.live:
-        raise VlaunchError(
+        raise cloud_of_run(store, name).verdict(seen.uri) or VlaunchError(
             f"{name} is {seen.state.value}, but nobody looks after it any more",
             hint=f"vlaunch resume {name} goes on",
         )

@@ -298,6 +298,7 @@ _STOPPING, _STOPPED, _FIN, _FAIL = State.STOPPING, State.STOPPED, State.FINISHED
 # new request.
 _TRANSITIONS: Mapping[str, Mapping[State, State]] = {
     "created": _STAY,
+    "submitted": _STAY,
     "requested": _row(_S, running=_REC, recovering=_REC),
     "no_capacity": _row(_P, running=_REC, recovering=_REC, stopping=_STOPPING),
     # A launcher's `running` may be sorted after the box's `training`: their clocks differ.

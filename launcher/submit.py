@@ -12,12 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher import launch as launching
-from launcher.errors import ConfigError, DataError, NotReady, UsageError
+from launcher.errors import ConfigError, DataError, UsageError
 from launcher.launch import Launch, from_events, to_event
 from launcher.output import say
 from launcher.plan import Plan, TrainRequest
 from launcher.render import render_train, run_uri
 from launcher.settings import cache_dir
+from launcher.shipment import Shipment, pack
+from launcher.spot.plugin import strategy
+from launcher.wheel import write_wheel
 from trainer.artifacts import probe
 from trainer.artifacts.journal import Journal, read_journal
 from trainer.artifacts.layout import CONFIG, TASK, valid_run_id
@@ -97,16 +100,20 @@ def refuse_unsupported(request: TrainRequest) -> None:
         raise UsageError(
             f"{request.name!r} cannot be the name of a run", hint="at most 40 of a-z, 0-9 and inner dashes"
         )
-    clouds = sorted({infra.cloud for infra in request.infra} - {"local"})
-    if clouds:
-        raise NotReady(
-            f"this version starts runs on this machine only, not on {', '.join(clouds)}",
-            hint="--dry-run shows the task it will become; --infra local runs it here",
-        )
+
+
+def shipment_for(request: TrainRequest) -> Shipment:
+    """What travels with the task: nothing, where the machine is this computer."""
+    return Shipment() if request.local else pack(request.config, request.store, strategy())
 
 
 def create(
-    request: TrainRequest, plan: Plan, launch: Launch, train: Sequence[Path], held_out: Sequence[Path]
+    request: TrainRequest,
+    plan: Plan,
+    launch: Launch,
+    shipment: Shipment,
+    train: Sequence[Path],
+    held_out: Sequence[Path],
 ) -> str:
     """Write the run into its store. Returns its URI.
 
@@ -124,7 +131,9 @@ def create(
     _write_config(store, config, request.name)
     for path in (*train, *held_out, *base):
         put_blob(store, path)
-    store.put_new(TASK, render_train(plan, replace(request, config=config)).encode())
+    if shipment.wheel is not None:
+        write_wheel()  # the task names it
+    store.put_new(TASK, render_train(plan, replace(request, config=config), shipment).encode())
     events = read_journal(store)
     if not any(event.kind == "created" for event in events):
         Journal(store, 0, "launcher").record("created", **to_event(plan, launch))

@@ -37,7 +37,7 @@ from trainer.errors import (
 )
 from trainer.gang import Halted, Head, Member
 from trainer.lines import INTERRUPT
-from trainer.nodes import Nodes, interface_of
+from trainer.nodes import Nodes, interface_of, region
 from trainer.preemption import NEWS, SIGNALS, Board, notice_length_s
 from trainer.processes import Processes, import_for_ranks
 from trainer.publishing import published
@@ -149,7 +149,7 @@ class Attempt:
                 epoch=lease.epoch,
                 resumed_from=resumed.step if resumed else 0,
                 world_size=size * self._gang.nodes.count,
-                region=os.environ.get("VLAUNCH_REGION", ""),
+                region=region(os.environ),
                 corpus=inputs.report,
                 store_region=self._sources.region,
                 read=self._sources.read(),

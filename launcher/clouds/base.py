@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from trainer.errors import NotReady, RunIsLive
+from trainer.errors import RunIsLive, VlaunchError
 
 
 class Cloud(Protocol):
@@ -26,22 +26,28 @@ class Cloud(Protocol):
         """Ask for the end at the next step; False if nobody looks after the run."""
         ...
 
+    def verdict(self, run_uri: str) -> VlaunchError | None:
+        """Why nobody looks after a run that has not come to an end, where the cloud knows more than the store."""
+        ...
+
     def logs(self, run_uri: str, *, follow: bool) -> Iterator[str]:
         """Lines of all attempts, in order; with `follow` until the run is no longer looked after."""
         ...
 
 
 def open_cloud(name: str) -> Cloud:
-    """The cloud of that name.
+    """This machine for "local", SkyPilot for all others.
 
     Raises:
-        NotReady: this version cannot start runs there.
+        NotReady: SkyPilot is not installed.
     """
-    if name != "local":
-        raise NotReady(f"this version looks after runs on this machine only, not on {name}")
-    from launcher.clouds.local import LocalCloud
+    if name == "local":
+        from launcher.clouds.local import LocalCloud
 
-    return LocalCloud()
+        return LocalCloud()
+    from launcher.clouds.sky import SkyCloud
+
+    return SkyCloud()
 
 
 def is_live(run_uri: str) -> RunIsLive:

@@ -17,7 +17,7 @@ from launcher.clouds.local_keeper import LOCK, MACHINE, PID, end_orphan
 from launcher.settings import state_dir
 from trainer.artifacts.layout import LOGS
 from trainer.artifacts.store import Store, open_store
-from trainer.errors import NotReady
+from trainer.errors import NotReady, VlaunchError
 
 _LOOK_S = 0.1
 
@@ -83,6 +83,9 @@ class LocalCloud:
         except (ProcessLookupError, FileNotFoundError, ValueError):
             return False
         return True
+
+    def verdict(self, run_uri: str) -> VlaunchError | None:
+        return None  # the keeper writes all that it knows into the journal
 
     def logs(self, run_uri: str, *, follow: bool) -> Iterator[str]:
         shown: dict[int, int] = {}

@@ -25,13 +25,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from launcher.attempts import open_attempts
 from launcher.clouds.base import is_live
 from launcher.clouds.local_machine import Machine, destroy_orphan
 from launcher.costs import cost_report
 from launcher.launch import Launch, from_events
 from launcher.plan import Candidate
 from launcher.render import trusted_task
-from launcher.spot.policy import choose
+from launcher.shipment import Shipment
+from launcher.spot.ledger import offer
+from launcher.spot.policy import choose, remember
 from trainer.artifacts.journal import Journal, RunEvent, read_journal
 from trainer.artifacts.layout import TASK, attempt_key, log_key
 from trainer.artifacts.store import Store, open_store
@@ -143,14 +146,14 @@ class Keeper:
         attempt = max((event.attempt for event in events), default=0) + 1
         now_s = time.time() - began
         open_zones = [c.zone for c in launch.candidates if market.available(c.zone, now_s)]
-        candidate = choose(launch.candidates, open_zones, _losses(events, began), now_s)
+        candidate = choose(launch.candidates, open_zones, remember(events), time.time())
         if candidate is None:
             self._wait_for_capacity(launch, events)
             return False
         Limits(launch, candidate, events).refuse(Journal(self._store, attempt - 1, "launcher", quiet=True))
         while not self._store.put_new(attempt_key(attempt), secrets.token_hex(16).encode()):
             attempt += 1  # another computer looks after this run too: two machines are never billed as one
-        task = trusted_task(self._store.get(TASK), self._run_uri)
+        task = trusted_task(self._store.get(TASK), self._run_uri, Shipment())
         taken_at = market.taken_at(candidate.zone, now_s, attempt) + began
         reason = self._live(launch, task, candidate, attempt, taken_at, events)
         if reason == "failed":
@@ -183,7 +186,7 @@ class Keeper:
     ) -> str:
         """One machine from request to end. Returns why it ended, or raises what ends the run."""
         journal = Journal(self._store, attempt, "launcher", quiet=True)
-        journal.record("requested", **_offer(candidate))
+        journal.record("requested", **offer(candidate))
         path = self._home / f"attempt-{attempt:06d}.log"
         environment = {
             "VLAUNCH_ATTEMPT": str(attempt),
@@ -310,38 +313,9 @@ def end_orphan(store: Store, record: Path, reason: str) -> bool:
     if not record.exists():
         return False
     running = destroy_orphan(record)
-    for attempt in _open_attempts(read_journal(store)):
+    for attempt in open_attempts(read_journal(store)):
         Journal(store, attempt, "launcher").record("ended", reason=reason)
     return running
-
-
-def _offer(candidate: Candidate) -> dict[str, Any]:
-    return {
-        "cloud": candidate.cloud,
-        "region": candidate.region,
-        "zone": candidate.zone,
-        "instance": candidate.instance,
-        "market": candidate.market,
-        "usd_per_hour": candidate.usd_per_hour,
-        "on_demand_usd_per_hour": candidate.on_demand_usd_per_hour,
-        "price_source": candidate.price_source,
-    }
-
-
-def _open_attempts(events: list[RunEvent]) -> list[int]:
-    """Attempts that were asked for and never ended."""
-    asked = {event.attempt for event in events if event.kind == "requested"}
-    return sorted(asked - {event.attempt for event in events if event.kind == "ended"})
-
-
-def _losses(events: list[RunEvent], began: float) -> dict[str, float]:
-    """When each region last took a machine away, in seconds since the run began."""
-    regions = {event.attempt: event.data["region"] for event in events if event.kind == "requested"}
-    return {
-        regions[event.attempt]: event.time.timestamp() - began
-        for event in events
-        if event.kind == "ended" and event.data.get("reason") == "preempted" and event.attempt in regions
-    }
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from launcher import options
-from launcher.output import emit, table
+from launcher.output import emit, say, table
 
 if TYPE_CHECKING:
     from launcher.doctor import Check, SettingRow
@@ -18,15 +18,22 @@ if TYPE_CHECKING:
     "doctor",
     examples=(
         "vlaunch doctor                         # this machine, the default store, the settings",
+        "vlaunch doctor --infra aws --infra gcp --install-plugin",
         "vlaunch doctor --store /mnt/shared/vlaunch --json | jq .problems",
     ),
     lenient=True,
 )
 @options.store
 @options.infra
+@options.option(
+    "--install-plugin",
+    is_flag=True,
+    show_default=False,
+    help="Give SkyPilot's server on this machine the recovery that leaves a region, in ~/.sky/plugins.yaml.",
+)
 @click.pass_context
-def command(ctx: click.Context, store: str, infra: tuple[Infra, ...]) -> None:
-    """Check this machine, the store and the settings; say how to repair what is wrong.
+def command(ctx: click.Context, store: str, infra: tuple[Infra, ...], install_plugin: bool) -> None:
+    """Check this machine, the store, the clouds of --infra and the settings; say how to repair what is wrong.
 
     Writes a small probe into the store and deletes it. Exit code 3 if something required is missing.
     """
@@ -34,7 +41,17 @@ def command(ctx: click.Context, store: str, infra: tuple[Infra, ...]) -> None:
 
     from launcher import doctor
 
-    checks = [*doctor.machine(store), *doctor.packages(infra), *doctor.store(store)]
+    if install_plugin:
+        from launcher.spot import plugin
+
+        new = plugin.install_plugin()
+        say(f"{plugin.plugins_file()} {'now names' if new else 'named'} {plugin.PLUGIN}")
+    checks = [
+        *doctor.machine(store),
+        *doctor.packages(infra),
+        *doctor.store(store),
+        *doctor.clouds(infra),
+    ]
     rows, wrong = doctor.setting_rows(ctx)
     problems = [check for check in [*checks, *wrong] if check.problem]
     ready = not any(problem.required for problem in problems)

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher import options
-from launcher.output import confirm, say
+from launcher.output import confirm, emit, say
 from launcher.train_options import train_options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from launcher.errors import Problem
     from launcher.plan import Plan
 
 
@@ -23,10 +26,18 @@ if TYPE_CHECKING:
 )
 @train_options
 @options.dry_run
+@options.option(
+    "--create-only",
+    is_flag=True,
+    show_default=False,
+    help="Write the run into its store, start nothing, print its URI: for python -m trainer --run URI.",
+)
 @options.detach
 @options.yes
 @click.pass_context
-def command(ctx: click.Context, /, dry_run: bool, detach: bool, yes: bool, **given: Any) -> None:
+def command(
+    ctx: click.Context, /, dry_run: bool, create_only: bool, detach: bool, yes: bool, **given: Any
+) -> None:
     """Train a model. The run survives its machines: each one continues where the last durable checkpoint is.
 
     Given again with the same --name, the command goes on with that run. --dry-run prints the plan to stderr and
@@ -52,9 +63,12 @@ def command(ctx: click.Context, /, dry_run: bool, detach: bool, yes: bool, **giv
         say(f"note: {note}")
     catalog = Catalog(Path(asked.catalog) if asked.catalog else None)
     plan = make_plan(request, catalog)
+    shipment = submit.shipment_for(request)
+    if shipment.goes_back:
+        say("note: SkyPilot's own recovery will first go back to a region that failed; vlaunch doctor has a better one")
     if dry_run:
         say(plan_text(plan, launch_problems(request)))
-        click.echo(render_train(plan, request), nl=False)
+        click.echo(render_train(plan, request, shipment), nl=False)
         return
     submit.refuse_unsupported(request)
     refuse_if_live(request.store, request.name)
@@ -67,9 +81,13 @@ def command(ctx: click.Context, /, dry_run: bool, detach: bool, yes: bool, **giv
     request = replace(request, corpus_tokens=count.tokens, corpus_conversations=count.conversations)
     plan = make_plan(request, catalog)
     say(plan_text(plan))
-    refuse(preflight(request, plan, [*train, *held_out]))
-    _agree(plan, yes)
-    submit.create(request, plan, make_launch(asked, plan), train, held_out)
+    refuse(preflight(request, plan, [*train, *held_out], check_clouds=_check_clouds))
+    if not create_only:
+        _agree(plan, yes)
+    uri = submit.create(request, plan, make_launch(asked, plan), shipment, train, held_out)
+    if create_only:
+        emit(ctx, {"run": request.name, "uri": uri}, uri)
+        return
     start_and_follow(ctx, request.store, request.name, detach=detach)
 
 
@@ -78,3 +96,10 @@ def _agree(plan: Plan, yes: bool) -> None:
     usd = plan.candidates[0].usd
     if not plan.notional and usd is not None:
         confirm(f"Spend about ${usd:,.2f}?", yes=yes)
+
+
+def _check_clouds(clouds: Sequence[str]) -> Sequence[Problem]:
+    """Only where there are some: the door to SkyPilot stays shut for a run on this machine."""
+    from launcher.clouds.sky import access_problems
+
+    return access_problems(clouds)

@@ -73,9 +73,19 @@ def test_another_cloud_needs_another_extra(vlaunch: Vlaunch) -> None:
     from importlib.util import find_spec
 
     ran = vlaunch("doctor", "--json", "--infra", "aws")
-    wanted = [] if find_spec("sky") else ["skypilot is not installed"]
-    assert [problem["what"] for problem in ran.json["problems"]] == wanted
-    assert ran.code == (3 if wanted else 0)
+    told = [problem["what"] for problem in ran.json["problems"]]
+    if find_spec("sky"):
+        assert ["goes back to the region" in told[0], "does not run" in told[1]] == [True, True]
+        assert ran.code == 0
+    else:
+        assert told[0] == "skypilot is not installed" and ran.code == 3
+
+
+def test_the_plugin_is_installed_by_a_flag(vlaunch: Vlaunch, isolated: Path) -> None:
+    ran = vlaunch("doctor", "--install-plugin")
+
+    assert ran.code == 0 and "launcher.spot.strategy.Plugin" in ran.err
+    assert "launcher.spot.strategy.Plugin" in (isolated / ".sky/plugins.yaml").read_text()
 
 
 def test_the_packages_that_are_looked_for_are_those_of_the_project() -> None:

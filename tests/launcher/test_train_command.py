@@ -39,7 +39,7 @@ def test_dry_run_prints_a_task_and_writes_nothing(vlaunch: Vlaunch, tmp_path: Pa
 
     task = yaml.safe_load(done.out)
     assert done.code == 0
-    assert task["resources"]["use_spot"] is True
+    assert all(place["use_spot"] for place in task["resources"]["ordered"])
     assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
     assert {place["accelerators"] for place in task["resources"]["ordered"]} == {"A100-80GB:8"}
     assert task["envs"]["VLAUNCH_RUN"].startswith((tmp_path / "s").as_uri() + "/runs/13-full-")
@@ -99,7 +99,7 @@ def test_a_local_plan_is_notional(vlaunch: Vlaunch) -> None:
         (["--data", "no-such.jsonl"], 2, ["there is no file no-such.jsonl"]),
         (["--name", "Not A Name"], 2, ["cannot be the name of a run"]),
         (["--method", "lora", "--set", "parallel.offload=optimizer"], 2, ["FSDP2 keeps", "parallel.offload=all"]),
-        (["--infra", "aws", "--data", "x.jsonl"], 3, ["on this machine only", "--dry-run"]),
+        (["--infra", "slurm/us-east", "--spot"], 2, ["slurm has no spot machines", "--on-demand"]),
         (["--store", "s3://bucket/x"], 3, ["s3://bucket/x"]),
     ],
 )
@@ -247,5 +247,6 @@ def test_a_cloud_task_without_gpus_asks_for_cpus_and_a_store_that_it_can_reach(
     done = vlaunch("train", "--size", "tiny", "--infra", "aws", "--store", tmp_path, "--dry-run")
 
     assert "is on this machine: give --store s3://" in done.err
-    assert {"cpus": "2+", "infra": "aws/us-east-2"} in yaml.safe_load(done.out)["resources"]["ordered"]
+    places = yaml.safe_load(done.out)["resources"]["ordered"]
+    assert {"infra": "aws/us-east-2", "use_spot": False, "cpus": "2+"} in places
     refused(vlaunch("train", "--infra", "local", "--infra", "aws"), 2, "cannot share one run")

@@ -39,6 +39,9 @@ class EventKind:
 
 EVENTS: dict[str, EventKind] = {
     "created": EventKind("launcher", "the run exists: its plan is decided and agreed to", ("plan",)),
+    "submitted": EventKind(
+        "launcher", "the run is handed to SkyPilot as this managed job", ("job", "name", "strategy")
+    ),
     "requested": EventKind(
         "launcher",
         "a machine is asked for",
@@ -53,8 +56,14 @@ EVENTS: dict[str, EventKind] = {
             "price_source",
         ),
     ),
-    "running": EventKind("launcher", "the machine is there and the task runs: it is paid from here"),
-    "no_capacity": EventKind("launcher", "none of these regions had a machine", ("regions",)),
+    "running": EventKind(
+        "launcher",
+        "the machine is there and the task runs: it is paid from here; what the request left open",
+        ("zone", "instance", "usd_per_hour"),
+    ),
+    "no_capacity": EventKind(
+        "launcher", "none of these regions had a machine; in the cloud's words: why", ("regions", "error")
+    ),
     "ended": EventKind(
         "launcher",
         "the machine is gone; reason: preempted, stopped, failed, finished or orphaned",

@@ -25,6 +25,7 @@ from launcher.clouds.local_keeper import MACHINE, PID
 from launcher.clouds.local_machine import process_start
 from launcher.follow import conclude
 from launcher.render import run_uri, trusted_task
+from launcher.shipment import Shipment
 from tests.conftest import Ran
 from tests.trainer.runs import write_corpus
 from trainer.artifacts.journal import RunEvent, read_journal
@@ -267,7 +268,7 @@ def test_a_task_in_the_store_that_runs_other_commands_is_refused(
     )
 
     with pytest.raises(NotReady, match="would run other commands"):
-        trusted_task(run.get(TASK), run.uri)
+        trusted_task(run.get(TASK), run.uri, Shipment())
 
 
 def test_stop_saves_the_last_step_and_resume_goes_on_from_it(

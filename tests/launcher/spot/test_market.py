@@ -1,4 +1,4 @@
-"""Markets, traces and the choice of the next region, as pure functions."""
+"""Markets and traces, as pure functions."""
 
 from __future__ import annotations
 
@@ -9,40 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.plan import Candidate
 from launcher.spot.market import Interval, Traces
-from launcher.spot.policy import MEMORY_S, choose
 from launcher.spot.trace import SpotTrace, load_trace
 from trainer.errors import UsageError
-
-
-def candidate(region: str, price: float = 1.0) -> Candidate:
-    return Candidate("local", region, f"{region}a", "m", "spot", price, 3 * price, price, "a test")
-
-
-A, B, C = candidate("a"), candidate("b", 2.0), candidate("c", 3.0)
-ALL = {"aa", "ba", "ca"}
-
-
-def test_with_nothing_lost_the_first_candidate_is_chosen() -> None:
-    assert choose([A, B, C], ALL, {}, 0.0) == A
-
-
-def test_the_region_that_was_just_lost_is_left() -> None:
-    assert choose([A, B, C], ALL, {"a": 10.0}, 11.0) == B
-
-
-def test_of_lost_regions_the_one_lost_longest_ago_comes_first() -> None:
-    assert choose([A, B], ALL, {"a": 10.0, "b": 50.0}, 51.0) == A
-
-
-def test_a_lost_region_is_better_than_none() -> None:
-    assert choose([A, B], {"aa"}, {"a": 10.0}, 11.0) == A
-    assert choose([A, B], set(), {}, 0.0) is None
-
-
-def test_an_old_loss_is_forgotten() -> None:
-    assert choose([A, B], ALL, {"a": 10.0}, 11.0 + MEMORY_S) == A
 
 
 @given(st.integers(1, 10_000), st.floats(0, 1e6), st.floats(1, 100), st.floats(0, 0.99))

@@ -1,0 +1,143 @@
+"""Runs on real SkyPilot over two real Slurm clusters, started by the command line alone; machines are cancelled.
+
+Each test takes minutes: a machine comes up in half a minute, and SkyPilot looks at it every five seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.e2e.slurm.rig import REGIONS, Rig, until
+
+# A model that learns a step in some hundredths of a second: what takes time here is SkyPilot.
+SMALL = {
+    "model.shape": '{"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, '
+    '"num_attention_heads": 4, "tie_word_embeddings": true}',
+    "vocab_size": "384",
+    "data.max_length": "96",
+    "threads": "1",
+    "max_new_tokens": "0",
+}
+STEPS = 1500
+BOTH = ["--infra", "slurm/us-east", "--infra", "slurm/us-west"]
+
+
+def train(rig: Rig, name: str, steps: int, *more: object) -> None:
+    """Start a run there and do not wait for it."""
+    where = [] if "--infra" in more else BOTH
+    rig.vlaunch("train", *run_options(rig, name, steps), *where, *more, "--detach")
+
+
+def run_options(rig: Rig, name: str, steps: int) -> list[object]:
+    """Of `vlaunch train`, for the small model."""
+    settings = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+    return ["--size", "tiny", "--store", rig.store, "--name", name, "--max-steps", steps, "--yes", *settings]
+
+
+def events(rig: Rig, name: str, kind: str) -> list[Any]:
+    return [event for event in rig.journal(name) if event.kind == kind]
+
+
+def training(rig: Rig, name: str, attempt: int) -> None:
+    """Until this attempt has made its first step and something is durable."""
+    until(
+        lambda: any(e.attempt == attempt for e in events(rig, name, "checkpoint")),
+        f"attempt {attempt} of {name} trains",
+    )
+
+
+def finished(rig: Rig, name: str) -> dict[str, Any]:
+    """Until the run is over; what its status says."""
+    until(lambda: events(rig, name, "finished"), f"{name} finishes", 900)
+    status: dict[str, Any] = json.loads(rig.vlaunch("status", name, "--store", rig.store, "--json").stdout)
+    return status
+
+
+def curve(rig: Rig, name: str) -> list[tuple[object, ...]]:
+    lines = rig.vlaunch("metrics", name, "--store", rig.store, "--json").stdout.splitlines()
+    steps = [json.loads(line) for line in lines]
+    return [(s["step"], s["loss_hex"], s["grad_norm_hex"], s["learning_rate_hex"], s["batch"]) for s in steps]
+
+
+def regions(rig: Rig, name: str) -> list[str]:
+    """Of the attempts that had a machine, in order."""
+    up = {event.attempt for event in events(rig, name, "running")}
+    return [event.data["region"] for event in events(rig, name, "requested") if event.attempt in up]
+
+
+def test_three_losses_each_leave_the_region_and_change_nothing_in_the_curve(rig: Rig) -> None:
+    rig.vlaunch("train", "--infra", "local", *run_options(rig, "calm", STEPS))
+    train(rig, "lost", STEPS)
+    taken = []
+    for attempt in (1, 2, 3):
+        training(rig, "lost", attempt)
+        taken.append(rig.take("lost"))
+
+    status = finished(rig, "lost")
+
+    assert taken == ["us-east", "us-west", "us-east"]
+    assert regions(rig, "lost") == [*taken, "us-west"]
+    assert (status["state"], status["preemptions"], status["failovers"]) == ("finished", 3, 3)
+    assert curve(rig, "lost") == curve(rig, "calm")
+    bill = json.loads(rig.vlaunch("cost-report", "lost", "--store", rig.store, "--json").stdout)
+    rows = bill["runs"][0]["attempts"] if "runs" in bill else bill["attempts"]
+    assert [row["region"] for row in rows] == ["slurm/us-east", "slurm/us-west"] * 2
+    assert all(row["usd"] > 0 for row in rows)
+
+
+def test_a_run_gets_round_an_outage_of_a_region_and_of_a_zone(rig: Rig) -> None:
+    try:
+        train(rig, "outage", STEPS)
+        training(rig, "outage", 1)
+        for zone in ("us-west-a", "us-west-b", "us-east-a"):
+            rig.set_zone(zone.rpartition("-")[0], zone, "inactive")
+        rig.take("outage")
+
+        finished(rig, "outage")
+    finally:
+        for region in REGIONS:
+            for zone in "ab":
+                rig.set_zone(region, f"{region}-{zone}", "up")
+
+    zones = [event.data["zone"] for event in events(rig, "outage", "running")]
+    assert regions(rig, "outage") == ["us-east", "us-east"] and zones == ["us-east-a", "us-east-b"]
+    assert [event.data["regions"] for event in events(rig, "outage", "no_capacity")] == [["us-west"]]
+
+
+def test_a_server_killed_during_a_recovery_goes_on_with_it(rig: Rig) -> None:
+    train(rig, "orphan", STEPS)
+    training(rig, "orphan", 1)
+    rig.take("orphan")
+    until(lambda: len(events(rig, "orphan", "requested")) == 2, "the recovery begins")
+    rig.kill_server()
+    rig.sky("api", "start")
+
+    assert finished(rig, "orphan")["state"] == "finished"
+    assert regions(rig, "orphan")[0] == "us-east" and "us-west" in regions(rig, "orphan")[1:]
+
+
+def test_a_stopped_run_is_saved_and_resumed_from_any_laptop(rig: Rig) -> None:
+    train(rig, "pause", STEPS, "--infra", "slurm/us-west")
+    training(rig, "pause", 1)
+
+    stopped = json.loads(rig.vlaunch("stop", "pause", "--store", rig.store, "--json").stdout)
+    again = rig.vlaunch("stop", "pause", "--store", rig.store, "--json")
+    rig.vlaunch("resume", "pause", "--store", rig.store, "--detach")
+    twice = rig.vlaunch("resume", "pause", "--store", rig.store, check=False)
+
+    assert (stopped["state"], json.loads(again.stdout)["was_running"]) == ("stopped", False)
+    assert twice.returncode == 3 and "running already" in twice.stderr
+    assert finished(rig, "pause")["state"] == "finished"
+    assert [event.data["resumed_from"] > 0 for event in events(rig, "pause", "started")] == [False, True]
+
+
+def test_two_nodes_of_eight_gpus_meet_and_have_their_ranks(rig: Rig) -> None:
+    train(
+        rig, "nodes", 4, "--infra", "slurm/us-east", "--gpus", "A100:8", "--num-nodes", 2,
+        "--set", "parallel.processes=8",
+    )  # fmt: skip
+
+    assert finished(rig, "nodes")["state"] == "finished"
+    (started,) = events(rig, "nodes", "started")
+    assert started.data["world_size"] == 16
