@@ -122,7 +122,9 @@ class Engine(Protocol):
         """
         ...
 
-    def generate(self, prompt: list[int], sampling: Sampling, *, adapter: str | None = None) -> AsyncIterator[Delta]: ...
+    def generate(
+        self, prompt: list[int], sampling: Sampling, *, adapter: str | None = None
+    ) -> AsyncIterator[Delta]: ...
 
     async def embed(self, prompts: list[list[int]]) -> list[list[float]]:
         """One unit vector per prompt. Raises Refused where the engine has no "embeddings"."""
