@@ -60,11 +60,10 @@ class Dispatcher:
         """Take over a table; the lives of workers that are gone by it."""
         same = table.controller == self._controller
         named = {said.url for said in table.workers}
-        gone = [
-            place.said.life
-            for url, place in list(self._places.items())
-            if url not in named and self._is_out(place, same, now) and self._places.pop(url)
+        out = [
+            url for url, place in self._places.items() if url not in named and self._is_out(place, same, now)
         ]
+        gone = [self._places.pop(url).said.life for url in out]
         for said in table.workers:
             place = self._places.get(said.url)
             if place is None or place.said.life != said.life:

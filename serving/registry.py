@@ -27,7 +27,7 @@ class Registry:
     """The live workers of a service."""
 
     def __init__(self, controller: str, expiry_s: float = EXPIRY_S) -> None:
-        self._controller = controller
+        self.controller = controller
         self._expiry_s = expiry_s
         self._workers: dict[str, _Seen] = {}
         self._left: dict[str, float] = {}  # youngest life that said "gone", by url: nothing older comes back
@@ -70,7 +70,7 @@ class Registry:
 
     def table(self) -> Table:
         workers = tuple(seen.said for _, seen in sorted(self._workers.items()))
-        return Table(controller=self._controller, version=self._version, workers=workers)
+        return Table(controller=self.controller, version=self._version, workers=workers)
 
     def _forget(self, url: str) -> None:
         seen = self._workers.pop(url, None)
