@@ -61,9 +61,7 @@ class Controller:
             Route(TABLE_PATH, self.table, methods=["POST"]),
             Route("/health", lambda request: Response(status_code=200)),
         ]
-        return Starlette(
-            routes=routes, lifespan=self._sweeping, exception_handlers={_Refused: _refusal}
-        )
+        return Starlette(routes=routes, lifespan=self._sweeping, exception_handlers={_Refused: _refusal})
 
     async def announce(self, request: Request) -> Response:
         said = _parsed(Announcement, await self._signed(request))

@@ -57,24 +57,23 @@ class Dispatcher:
         self.version = -1
 
     def update(self, table: Table, now: float) -> list[str]:
-        """Take over a table; the lives of workers that are gone by it."""
+        """Take over a table. Returns the lives that are lost with all they have in hand."""
         same = table.controller == self._controller
         named = {said.url for said in table.workers}
         out = [
             url for url, place in self._places.items() if url not in named and self._is_out(place, same, now)
         ]
-        gone = [self._places.pop(url).said.life for url in out]
+        gone = [self._places.pop(url) for url in out]
+        lost = [*table.silent, *(place.said.life for place in gone if place.kept_until is not None)]
         for said in table.workers:
             place = self._places.get(said.url)
             if place is None or place.said.life != said.life:
-                if place is not None:
-                    gone.append(place.said.life)
                 self._places[said.url] = place = Place(said)
             place.said = said
             place.others = max(0, said.running + said.waiting - place.sent)
             place.kept_until = None
         self._controller, self.version = table.controller, table.version
-        return gone
+        return lost
 
     def _is_out(self, place: Place, same_controller: bool, now: float) -> bool:
         if place.kept_until is not None:

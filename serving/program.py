@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,24 +52,33 @@ def parser(module: str, *, port: int) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog=f"python -m {module}")
     made.add_argument("--host", default="127.0.0.1", help="address to listen on")
     made.add_argument("--port", type=int, default=port, help="0: a free one")
-    made.add_argument("--secret-file", type=Path, help="what makes processes one service; else VLAUNCH_SERVE_SECRET")
+    made.add_argument(
+        "--secret-file", type=Path, help="what makes processes one service; else VLAUNCH_SERVE_SECRET"
+    )
     made.add_argument("--fd", type=int, help=argparse.SUPPRESS)  # a listening socket of the supervisor's
     made.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # the supervisor
     return made
 
 
-def run(options: argparse.Namespace, serve: Callable[[Common], Awaitable[None]]) -> int:
-    """Runs one program to its end; returns its exit code."""
+def run(
+    options: argparse.Namespace,
+    serve: Callable[[Common], Awaitable[None]],
+    *,
+    around: AbstractContextManager[object] | None = None,
+) -> int:
+    """Runs one program to its end, inside of `around`; returns its exit code."""
     die_with_parent(options.parent)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", stream=sys.stdout
     )
     try:
+        secret = read_secret(options.secret_file)
         listening = (
             listen(options.host, options.port) if options.fd is None else socket.socket(fileno=options.fd)
         )
         listening.setblocking(False)
-        _run(serve(Common(read_secret(options.secret_file), listening, options)))
+        with around or nullcontext():
+            _run(serve(Common(secret, listening, options)))
     except VlaunchError as error:
         print(f"Error: {error.message}", file=sys.stderr)
         if error.hint:

@@ -82,8 +82,13 @@ class Drain(Message):
 
 
 class Table(Message):
-    """Every live worker, for the API. `version` changes when one comes, goes or changes its state, not with load."""
+    """Every live worker, for the API. `version` changes when one comes, goes or changes its state, not with load.
+
+    `silent`: lives that went without a word in the last minute. Whatever they still have in hand is lost; a worker
+    that said goodbye has finished, and its last bytes may still be on their way.
+    """
 
     controller: Name
     version: int
     workers: tuple[Announcement, ...]
+    silent: tuple[str, ...] = ()

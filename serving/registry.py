@@ -16,6 +16,9 @@ from dataclasses import dataclass
 
 from serving.protocol import EXPIRY_S, Announcement, Orders, Table
 
+# An API that did not ask for so long has lost more than this news.
+_TOLD_S = 60.0
+
 
 @dataclass(slots=True)
 class _Seen:
@@ -30,8 +33,11 @@ class Registry:
         self.controller = controller
         self._expiry_s = expiry_s
         self._workers: dict[str, _Seen] = {}
-        self._left: dict[str, float] = {}  # youngest life that said "gone", by url: nothing older comes back
+        self._left: dict[
+            str, float
+        ] = {}  # birth of the youngest life that said "gone", by url: none older comes back
         self._drained: set[tuple[str, str]] = set()
+        self._silent: dict[str, float] = {}
         self._version = 0
 
     @property
@@ -65,12 +71,19 @@ class Registry:
         """Forget workers that were silent for too long; their urls."""
         silent = [url for url, seen in self._workers.items() if now - seen.at > self._expiry_s]
         for url in silent:
+            self._silent[self._workers[url].said.life] = now
             self._forget(url)
+        self._silent = {life: at for life, at in self._silent.items() if now - at <= _TOLD_S}
         return silent
 
     def table(self) -> Table:
         workers = tuple(seen.said for _, seen in sorted(self._workers.items()))
-        return Table(controller=self.controller, version=self._version, workers=workers)
+        return Table(
+            controller=self.controller,
+            version=self._version,
+            workers=workers,
+            silent=tuple(life for life in self._silent if life not in {said.life for said in workers}),
+        )
 
     def _forget(self, url: str) -> None:
         seen = self._workers.pop(url, None)

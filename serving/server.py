@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from types import TracebackType
 
 import uvicorn
 from starlette.types import ASGIApp, Receive
@@ -39,6 +40,10 @@ class TooSlow(Exception):
 
 class Gone(Exception):
     """The client went away."""
+
+
+class Cut(Exception):
+    """The request was ended from this side: its time is over, or its worker is gone."""
 
 
 class Guarded(HttpToolsProtocol):
@@ -107,6 +112,43 @@ async def read_body(receive: Receive, most_bytes: int, within_s: float) -> bytes
         raise TooSlow from None
 
 
+class Client:
+    """The other end of a request whose body was read. `async with` ends with Gone as soon as it hangs up.
+
+    `cut()` ends it too, with Cut; `deadline_s` seconds do as well.
+    """
+
+    def __init__(self, receive: Receive, deadline_s: float | None = None) -> None:
+        self._receive = receive
+        self._deadline_s = deadline_s
+        self._why: type[Exception] = Cut
+
+    async def __aenter__(self) -> Client:
+        self._loop = asyncio.get_running_loop()
+        self._scope = asyncio.timeout(self._deadline_s)
+        await self._scope.__aenter__()
+        self._watching = self._loop.create_task(self._watch())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watching.cancel()
+        try:
+            await self._scope.__aexit__(kind, error, trace)
+        except TimeoutError:
+            raise self._why from None
+
+    def cut(self) -> None:
+        self._scope.reschedule(self._loop.time())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._why = Gone
+        self.cut()
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes a free one. Raises NotReady where the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -125,15 +167,11 @@ def listen(host: str, port: int) -> socket.socket:
     return made
 
 
-def port_of(listening: socket.socket) -> int:
-    return int(listening.getsockname()[1])
-
-
 class Server(uvicorn.Server):
-    """A server that leaves signals to whoever runs it; `ready` is called once it answers."""
+    """A server that leaves signals to whoever runs it."""
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         yield
 
 
@@ -161,26 +199,30 @@ async def serve_until_told(
     listening: socket.socket,
     *,
     grace_s: float,
-    on_term: Callable[[], Awaitable[None]] | None = None,
+    told: asyncio.Event | None = None,
+    before_the_end: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then does `on_term` while still serving, then closes within `grace_s`.
+    """Serves until SIGTERM, SIGINT or `told`, then does `before_the_end` while still serving, then closes.
 
-    The second signal ends without waiting for anybody.
+    Requests that are open then have `grace_s`. A second signal ends at once.
     """
     server = make_server(app, grace_s=grace_s)
+    told = told or asyncio.Event()
     loop = asyncio.get_running_loop()
-    leaving: list[asyncio.Task[None]] = []
+
+    def signalled() -> None:
+        if told.is_set():
+            os._exit(1)
+        told.set()
 
     async def leave() -> None:
-        if on_term is not None:
-            await on_term()
+        await told.wait()
+        if before_the_end is not None:
+            await before_the_end()
         server.should_exit = True
 
-    def told() -> None:
-        if leaving:
-            os._exit(1)
-        leaving.append(loop.create_task(leave()))
-
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told)
+        loop.add_signal_handler(number, signalled)
+    leaving = asyncio.create_task(leave())
     await server.serve(sockets=[listening])
+    leaving.cancel()

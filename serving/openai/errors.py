@@ -1,6 +1,6 @@
 """Errors in OpenAI's shape, which its clients turn into exceptions by the status code.
 
-    {"error": {"message": "...", "type": "invalid_request_error", "param": "temperature", "code": null}}
+{"error": {"message": "...", "type": "invalid_request_error", "param": "temperature", "code": null}}
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class ApiError(Exception):
         return found
 
 
-async def send_error(send: Any, error: ApiError, more_headers: list[tuple[bytes, bytes]] | None = None) -> None:
+async def send_error(
+    send: Any, error: ApiError, more_headers: list[tuple[bytes, bytes]] | None = None
+) -> None:
     """The whole response, as ASGI messages."""
     body = error.body()
     headers = [*error.headers(), (b"content-length", str(len(body)).encode()), *(more_headers or [])]

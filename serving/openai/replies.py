@@ -54,7 +54,9 @@ class Choice:
 class Reply:
     """Formats the answer to one request. `chat` decides between the two shapes."""
 
-    def __init__(self, *, id: str, created: int, model: str, chat: bool, logprobs: bool, with_usage: bool) -> None:
+    def __init__(
+        self, *, id: str, created: int, model: str, chat: bool, logprobs: bool, with_usage: bool
+    ) -> None:
         self._chat = chat
         self._logprobs = logprobs
         self._id = ("chatcmpl-" if chat else "cmpl-") + id
@@ -99,13 +101,19 @@ class Reply:
 
     def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
         text = "".join(choice.text)
-        said = {"message": {"role": "assistant", "content": text, "refusal": None}} if self._chat else {"text": text}
+        said = (
+            {"message": {"role": "assistant", "content": text, "refusal": None}}
+            if self._chat
+            else {"text": text}
+        )
         shaped = self._shaped(choice.logprobs, 0) if self._logprobs else None
         return {"index": index, **said, "logprobs": shaped, "finish_reason": choice.finish}
 
     def _shaped(self, made: Sequence[Logprob], offset: int) -> dict[str, Any]:
         if self._chat:
-            return {"content": [{**_one(token), "top_logprobs": [_one(t) for t in token.top]} for token in made]}
+            return {
+                "content": [{**_one(token), "top_logprobs": [_one(t) for t in token.top]} for token in made]
+            }
         offsets = []
         for token in made:
             offsets.append(offset)
@@ -128,7 +136,9 @@ def embeddings(vectors: Sequence[Sequence[float]], *, model: str, tokens: int, p
         {
             "object": "embedding",
             "index": index,
-            "embedding": base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() if packed else vector,
+            "embedding": base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+            if packed
+            else vector,
         }
         for index, vector in enumerate(vectors)
     ]

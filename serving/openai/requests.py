@@ -6,7 +6,7 @@ stop_token_ids and ignore_eos are vLLM's, sent with the client's `extra_body`. n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -77,7 +77,7 @@ class Asked(Part):
         """How many likeliest tokens to report beside each chosen one; None: no logprobs."""
         raise NotImplementedError
 
-    def schema(self) -> Mapping[str, object] | None:
+    def answer_schema(self) -> Mapping[str, object] | None:
         return None
 
     def sampling(self, number: int) -> Sampling:
@@ -103,7 +103,7 @@ class Asked(Part):
             seed=None if self.seed is None else self.seed + number,
             logit_bias=_biases(self.logit_bias or {}),
             logprobs=self.alternatives(),
-            json_schema=self.schema(),
+            json_schema=self.answer_schema(),
             **given,
         )
 
@@ -195,7 +195,7 @@ class ChatRequest(Asked):
     def alternatives(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
-    def schema(self) -> Mapping[str, object] | None:
+    def answer_schema(self) -> Mapping[str, object] | None:
         wanted = self.response_format
         if wanted is None or wanted.type == "text":
             return None
@@ -216,8 +216,10 @@ class ChatRequest(Asked):
         _need(card, "tools", "tools", self.template_tools())
         wanted = self.response_format
         if wanted is not None and (wanted.type == "json_schema") != (wanted.json_schema is not None):
-            raise refused("response_format.json_schema", "it belongs to the type json_schema, and to no other")
-        _need(card, "response_format", "json_schema", self.schema() is not None)
+            raise refused(
+                "response_format.json_schema", "it belongs to the type json_schema, and to no other"
+            )
+        _need(card, "response_format", "json_schema", self.answer_schema() is not None)
 
 
 class CompletionRequest(Asked):
@@ -227,7 +229,9 @@ class CompletionRequest(Asked):
         Text
         | Annotated[list[Text], Field(min_length=1, max_length=_MOST_PROMPTS)]
         | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=_MOST_PROMPTS)]
+        | Annotated[
+            list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=_MOST_PROMPTS)
+        ]
     )
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
@@ -255,7 +259,9 @@ class EmbeddingRequest(Part):
         Text
         | Annotated[list[Text], Field(min_length=1, max_length=_MOST_PROMPTS)]
         | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=_MOST_PROMPTS)]
+        | Annotated[
+            list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=_MOST_PROMPTS)
+        ]
     )
     encoding_format: Literal["float", "base64"] | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
@@ -276,7 +282,7 @@ def parse(kind: type[R], body: bytes) -> R:
         raise _first_problem(kind, error) from None
 
 
-def prompts_of(given: str | Sequence[Any]) -> list[Prompt]:
+def prompts_of(given: Any) -> list[Prompt]:
     """One or many prompts, each text or token ids."""
     if isinstance(given, str):
         return [given]
