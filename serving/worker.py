@@ -66,6 +66,7 @@ class Worker:
         self._told = asyncio.Event()
         self._leave_by: float | None = None
         self._known: bool | None = None
+        self._ready_file: Path | None = options.ready_file
         self.answering = Answering(engine, common.secret, most_waiting=options.max_waiting)
 
     async def run(self) -> None:
@@ -130,6 +131,8 @@ class Worker:
                     self._told.set()
         except (aiohttp.ClientError, TimeoutError, OSError, ValidationError) as error:
             problem = str(error) or type(error).__name__
+        if not problem and self._ready_file:
+            self._ready_file.touch()
         if self._known is not (not problem):
             self._known = not problem
             log.info(
@@ -191,6 +194,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--max-waiting", type=int, default=_MOST_WAITING, help="more than that are told 429")
     made.add_argument("--controller", default=f"http://127.0.0.1:{CONTROLLER_PORT}", metavar="URL")
     made.add_argument("--advertise", metavar="URL", help="where the API reaches this worker")
+    made.add_argument(
+        "--ready-file", type=Path, help=argparse.SUPPRESS
+    )  # touched when the controller knows it
     return made
 
 

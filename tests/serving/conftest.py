@@ -19,5 +19,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     from tests.conftest import REPOSITORY
 
     os.environ["PYTHONPATH"] = str(REPOSITORY)  # each test's own comes later than this fixture
-    with stack(tmp_path_factory.mktemp("service"), "--votes", "votes.jsonl") as made:
+    folder = tmp_path_factory.mktemp("service")
+    with stack(folder, "--votes", folder / "votes.jsonl") as made:
         yield made
