@@ -20,9 +20,8 @@ from typing import IO, Any
 
 from launcher.errors import NotReady, UsageError, VlaunchError
 from launcher.settings import state_dir
-from serving.api.keys import new_key
 from serving.service import DESCRIPTION, KEYS, LOGS, SECRET, STATE, Service, api_key, is_alive, read_state
-from serving.signing import new_secret, write_private
+from serving.signing import new_key, new_secret, write_private
 from trainer.artifacts.layout import valid_run_id
 
 _LOOK_S = 0.1

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.server import listen
+from serving.listening import listen
 from serving.signing import read_secret
 from trainer.errors import VlaunchError
 

@@ -19,13 +19,10 @@ import uvicorn
 from starlette.types import ASGIApp, Receive
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from trainer.errors import NotReady
-
 # nginx: client_header_timeout 60 s, 32 KB of headers. A client of an API sends them in one packet.
 _HEADER_S, _HEADER_BYTES = 10.0, 32 * 1024
 # Longer than aiohttp's idle connections live (15 s), so that the API's pool never meets a door just closed.
 _KEEP_ALIVE_S = 30
-_BACKLOG = 2048
 # A connection is a file descriptor and some KB; beyond this, 503.
 _MOST_CONNECTIONS = 10_000
 
@@ -147,24 +144,6 @@ class Client:
             pass
         self._why = Gone
         self.cut()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises NotReady where the address cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.socket(family)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind((host, port))
-        made.listen(_BACKLOG)
-    except OSError as error:
-        made.close()
-        raise NotReady(
-            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}",
-            hint="another port, or 0 for a free one",
-        ) from None
-    made.setblocking(False)
-    return made
 
 
 class Server(uvicorn.Server):

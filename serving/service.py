@@ -34,7 +34,7 @@ from typing import IO, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from serving.server import listen
+from serving.listening import listen
 from trainer.errors import NotReady, UsageError, VlaunchError
 
 log = logging.getLogger("service")

@@ -74,6 +74,11 @@ def new_secret() -> str:
     return secrets.token_hex(_SHORTEST_SECRET)
 
 
+def new_key() -> str:
+    """A key for clients of the API."""
+    return f"sk-{secrets.token_hex(24)}"
+
+
 def read_secret(file: Path | None) -> bytes:
     """The secret of the service, from a file of its owner's alone or from VLAUNCH_SERVE_SECRET.
 

@@ -9,7 +9,6 @@ Only hashes are kept in memory and compared. Without keys everybody is admitted,
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,10 +19,6 @@ from trainer.errors import UsageError
 INFERENCE, ADMIN = "inference", "admin"
 SCOPES = frozenset((INFERENCE, ADMIN))
 _SHORTEST_KEY = 16
-
-
-def new_key() -> str:
-    return f"sk-{secrets.token_hex(24)}"
 
 
 class Keys:

@@ -323,20 +323,28 @@ def _biases(given: Mapping[str, float]) -> dict[int, float]:
 
 
 def _first_problem(kind: type[Part], error: ValidationError) -> ApiError:
-    problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = [str(step) for step in problem["loc"] if not _is_branch(step)]
+    """Of the alternatives of a union, the one that got furthest is the one that was meant."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    problem = max(problems, key=lambda problem: len(_path(problem["loc"])))
+    where = _path(problem["loc"])
     param = ".".join(where) or None
     if problem["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {problem['msg']}")
     if problem["type"] == "extra_forbidden":
         close = nearest(where[-1], kind.model_fields) if len(where) == 1 else None
         meant = f"; did you mean {close}?" if close else ""
-        return ApiError(
-            400, f"{param} is not honoured by this server{meant}", param=param, code="unsupported_parameter"
-        )
+        message = f"{param} is not honoured by this server{meant}"
+        return ApiError(400, message, param=param, code="unsupported_parameter")
     return ApiError(400, f"{param or 'body'}: {problem['msg']}", param=param)
 
 
-def _is_branch(step: int | str) -> bool:
-    """pydantic names the alternative of a union that it tried; clients do not know these names."""
-    return isinstance(step, str) and (step in ("str", "int") or "[" in step or "(" in step)
+def _path(location: tuple[int | str, ...]) -> list[str]:
+    """Fields and indices; pydantic's names for the alternatives of a union are not the client's business."""
+    return [
+        str(step)
+        for step in location
+        if isinstance(step, int) or (step.isidentifier() and step not in _BRANCHES)
+    ]
+
+
+_BRANCHES = ("str", "int", "float", "bool", "none")

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from serving.server import listen
+from serving.listening import listen
 from serving.signing import new_secret, write_private
 
 ENGINE = "tests.serving.scripted:engine"
@@ -119,9 +119,8 @@ class Stack:
 
     def idle(self) -> bool:
         """No request is open anywhere: nothing leaked."""
-        open_now = [
-            line for line in self.get("/metrics").decode().splitlines() if "vlaunch_open_requests " in line
-        ]
+        lines = self.get("/metrics").decode().splitlines()
+        open_now = [line for line in lines if line.startswith("vlaunch_open_requests ")]
         busy = [s for s in self.workers() if s["running"] or s["waiting"] or s["sent"]]
         return open_now == ["vlaunch_open_requests 0.0"] and not busy
 

@@ -100,7 +100,7 @@ def test_every_parameter_of_sampling_reaches_the_engine(client: Any) -> None:
             logit_bias={"17": -100},
             seed=7,
             max_tokens=9,
-            stop=["never"],
+            stop=["\t"],
             user="somebody",
             extra_body={
                 "top_k": 5,
@@ -115,7 +115,7 @@ def test_every_parameter_of_sampling_reaches_the_engine(client: Any) -> None:
     )
     for part in (
         "max_tokens=9", "temperature=0.25", "top_p=0.5", "top_k=5", "min_p=0.1", "presence_penalty=-1.0",
-        "frequency_penalty=1.5", "repetition_penalty=1.1", "seed=7", "stop=('never',)", "stop_token_ids=(3,)",
+        "frequency_penalty=1.5", "repetition_penalty=1.1", "seed=7", "stop=('\\t',)", "stop_token_ids=(3,)",
         "logit_bias={17: -100.0}", "ignore_eos=True", "logprobs=None", "json_schema=None",
     ):  # fmt: skip
         assert part in said
