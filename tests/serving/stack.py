@@ -32,6 +32,7 @@ class Stack:
         write_private(self.secret_file, new_secret())
         self.started: list[subprocess.Popen[bytes]] = []
         self.doors: list[socket.socket] = []
+        self.streams: list[Stream] = []
         self.controller_door = self._door()
         self.api_door = self._door()
         self.controller_url = _url(self.controller_door)
@@ -130,6 +131,8 @@ class Stack:
                 process.send_signal(signal.SIGCONT)
                 process.kill()
             process.wait()
+        for stream in self.streams:
+            stream.close()
         for door in self.doors:
             door.close()
 
@@ -151,7 +154,10 @@ def stack(folder: Path, *api: object, workers: int = 1) -> Iterator[Stack]:
 class Stream:
     """An answer that is read event by event, over a socket of its own."""
 
+    reply: http.client.HTTPResponse | None = None
+
     def __init__(self, service: Stack, script: str, **more: Any) -> None:
+        service.streams.append(self)
         ask = {"model": "scripted", "stream": True, "messages": [{"role": "user", "content": script}], **more}
         self._connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=PATIENCE_S)
         self._connection.request(
@@ -164,11 +170,14 @@ class Stream:
 
     def events(self) -> Iterator[Any]:
         """Parsed events; [DONE] is the string."""
+        assert self.reply is not None
         for line in self.reply:
             if line.startswith(b"data: "):
                 yield "[DONE]" if line.strip() == b"data: [DONE]" else json.loads(line[6:])
 
     def close(self) -> None:
+        if self.reply is not None:
+            self.reply.close()
         self._connection.close()
 
 
