@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,11 +132,11 @@ class Cache:
         """
         array = np.asarray(tokens, dtype=np.int64)[:-1]
         best: Kept | None = None
+        source: KeyValues | None = None
         most = _WORTHWHILE - 1
         for kept in self._kept:
             if kept.adapter == adapter and (common := _common(kept.tokens, array)) > most:
-                best, most = kept, common
-        source = best.kv if best else None
+                best, source, most = kept, kept.kv, common
         for others, other_adapter, kv in running:
             if other_adapter == adapter and kv.length > most:
                 common = _common(np.asarray(others[: kv.length], dtype=np.int64), array)
@@ -143,10 +144,10 @@ class Cache:
                     best, source, most = None, kv, common
         if best is not None and (most == len(best.tokens) or not self._fits(len(tokens))):
             return self._taken_over(best, most, len(tokens))
-        kv = self.fresh(len(tokens))
-        if kv is not None and source is not None:
-            kv.copy_from(source, most)
-        return kv
+        fresh = self.fresh(len(tokens))
+        if fresh is not None and source is not None:
+            fresh.copy_from(source, most)
+        return fresh
 
     def _fits(self, tokens: int) -> bool:
         return self.used + _blocks(tokens) <= self.budget
@@ -175,10 +176,8 @@ def _common(one: NDArray[np.int64], other: NDArray[np.int64]) -> int:
     return int(differ[0]) if len(differ) else length
 
 
-def token_bytes(config: object, dtype: torch.dtype) -> int:
+def token_bytes(config: Any, dtype: torch.dtype) -> int:
     """Bytes of keys and values of one token over all layers, by the sizes in a model's configuration."""
-    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 1)
-    size = getattr(config, "head_dim", None) or getattr(config, "hidden_size", 1) // getattr(
-        config, "num_attention_heads", 1
-    )
-    return 2 * int(getattr(config, "num_hidden_layers", 1)) * int(heads) * int(size) * dtype.itemsize
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * dtype.itemsize)

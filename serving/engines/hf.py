@@ -55,7 +55,7 @@ class HfEngine:
         cache = Cache(self._limits.kv_tokens)
         self._context = min(loaded.context, cache.budget)
         self._vocabulary = Vocabulary(loaded.tokeniser.backend_tokenizer)
-        self._size: int = loaded.model.get_input_embeddings().weight.shape[0]
+        self._size = network.vocabulary
         self._ends = loaded.ends
         self._prompts = Prompts(loaded.tokeniser)
         abilities = {"logprobs", "embeddings"} | ({"tools"} if self._prompts.takes_tools else set())

@@ -38,6 +38,11 @@ class Network:
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
+    @property
+    def vocabulary(self) -> int:
+        """Token ids go from 0 to one less."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
     @torch.inference_mode()
     def step(self, parts: Sequence[tuple[KeyValues, Sequence[int]]], wanted: Sequence[int]) -> Tensor:
         """Compute the next tokens of some sequences.
@@ -49,7 +54,9 @@ class Network:
         Returns:
             (len(wanted), vocabulary) in the model's dtype. The sequences' lengths have grown.
         """
-        pieces, ids, positions = [], [], []
+        pieces: list[Piece] = []
+        ids: list[int] = []
+        positions: list[int] = []
         for kv, tokens in parts:
             pieces.append(Piece(kv, kv.length, len(ids), len(ids) + len(tokens)))
             ids.extend(tokens)
@@ -81,8 +88,7 @@ class Network:
         Raises:
             ConfigError: they do not, so this engine cannot serve the model.
         """
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        long, short = ([(3 + 7 * i * step) % vocabulary for i in range(1, 10)] for step in (1, 5))
+        long, short = ([(3 + 7 * i * step) % self.vocabulary for i in range(1, 10)] for step in (1, 5))
         with torch.inference_mode():
             self.model.set_attn_implementation("eager")
             alone = [

@@ -45,20 +45,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The next `count` tokens of a request."""
+    """The next tokens of a request. `chooses`: they are its last, so a token is chosen after them."""
 
     request: Request
-    count: int
+    tokens: list[int]
+    chooses: bool
 
-    @property
-    def tokens(self) -> list[int]:
-        start = self.request.kv.length
-        return self.request.tokens[start : start + self.count]
-
-    @property
-    def chooses(self) -> bool:
-        """Whether a token is chosen after it."""
-        return self.count == self.request.left
+    @classmethod
+    def of(cls, request: Request, count: int) -> Part:
+        start = request.kv.length
+        return cls(request, request.tokens[start : start + count], count == request.left)
 
 
 class Scheduler:
@@ -76,14 +72,14 @@ class Scheduler:
         """What to compute now; empty if there is nothing to do."""
         self._drop_cancelled()
         self._make_room()
-        answering = [Part(request, 1) for request in self.running if request.left == 1]
+        answering = [Part.of(request, 1) for request in self.running if request.left == 1]
         room = self._prompt_tokens
         self._admit(room)
         return answering + list(self._prompts(room))
 
     def took(self, parts: list[Part], seconds: float) -> None:
         """Learn from how long a step took how many prompt tokens fit into one."""
-        tokens = sum(part.count for part in parts if part.count > 1)
+        tokens = sum(len(part.tokens) for part in parts if len(part.tokens) > 1)
         if tokens < 16 or tokens < len(parts):
             return
         fitting = int(tokens * _STALL_S / max(seconds, 1e-6))
@@ -151,4 +147,4 @@ class Scheduler:
             room -= more
         for request in prompts:
             if count := counts[id(request)]:
-                yield Part(request, count)
+                yield Part.of(request, count)

@@ -79,9 +79,10 @@ class Steps:
     def _run(self) -> None:
         try:
             while self._take_arrived():
-                parts = self._scheduler.step()
-                if parts:
+                if parts := self._scheduler.step():
                     self._step(parts)
+                elif self._scheduler.everything():
+                    raise RuntimeError("requests are left, but nothing can be computed")
         except BaseException as error:  # whatever it is: those who wait must hear of it
             log.exception("the model's thread failed")
             self._fault = error
@@ -101,7 +102,7 @@ class Steps:
         begun = time.perf_counter()
         # Rows of one adapter lie together, so it is applied once.
         parts = sorted(parts, key=lambda part: part.request.adapter or "")
-        self._adapters.rows([(part.request.adapter, part.count) for part in parts])
+        self._adapters.rows([(part.request.adapter, len(part.tokens)) for part in parts])
         choosing = [number for number, part in enumerate(parts) if part.chooses]
         logits = self._network.step([(part.request.kv, part.tokens) for part in parts], choosing)
         news: list[News] = []
@@ -123,20 +124,24 @@ class Steps:
         request.counts[chosen.token] = request.counts.get(chosen.token, 0) + 1
         if request.sampling.logprobs is not None:
             request.told.append(self._logprob(chosen))
-        finish: Finish | None = None
-        if chosen.token in request.ends:
-            text, finish = request.writer.end(), "stop"
-        else:
-            text = request.writer.push(chosen.token)
-            if request.writer.stopped:
-                finish = "stop"
-            elif request.made >= request.most:
-                text, finish = text + request.writer.end(), "length"
-                finish = "stop" if request.writer.stopped else finish
+        text, finish = self._written(request, chosen.token)
         if text or finish is not None:
             news.append((request, self._delta(request, text, finish)))
         if finish is not None:
             self._over(request)
+
+    def _written(self, request: Request, token: int) -> tuple[str, Finish | None]:
+        """What the token adds to the text, and whether the answer ends with it."""
+        writer = request.writer
+        if token in request.ends:
+            return writer.end(), "stop"
+        text = writer.push(token)
+        enough = request.made >= request.most
+        if enough:
+            text += writer.end()
+        if writer.stopped:
+            return text, "stop"
+        return text, "length" if enough else None
 
     def _delta(self, request: Request, text: str, finish: Finish | None) -> Delta:
         cached = 0 if request.begun else request.cached_tokens
@@ -156,10 +161,11 @@ class Steps:
         """Sums of hidden states, of those who want an embedding."""
         at = 0
         for part in parts:
-            request, at = part.request, at + part.count
+            request, first = part.request, at
+            at += len(part.tokens)
             if request.pooled is None:
                 continue
-            summed = self._network.hidden()[at - part.count : at].double().sum(dim=0).tolist()
+            summed = self._network.hidden()[first:at].double().sum(dim=0).tolist()
             before = request.pooled or [0.0] * len(summed)
             request.pooled = [one + other for one, other in zip(before, summed, strict=True)]
             if part.chooses:

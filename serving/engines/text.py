@@ -84,12 +84,14 @@ class Writer:
 
     def end(self) -> str:
         """What was held back, now that nothing follows."""
+        if self.stopped:
+            return ""
         text = self._text()
         piece = text[len(self._told) :]
         self._told = text
         certain = self._release(piece)
         held, self._held = self._held, ""
-        return certain if self.stopped else certain + held
+        return certain + held
 
     def _text(self) -> str:
         return self._vocabulary.decode(self._ids)
