@@ -72,9 +72,9 @@ class Scheduler:
         """What to compute now; empty if there is nothing to do."""
         self._drop_cancelled()
         self._make_room()
-        answering = [Part.of(request, 1) for request in self.running if request.left == 1]
         room = self._prompt_tokens
         self._admit(room)
+        answering = [Part.of(request, 1) for request in self.running if request.left == 1]
         return answering + list(self._prompts(room))
 
     def took(self, parts: list[Part], seconds: float) -> None:

@@ -60,7 +60,7 @@ class Writer:
         self._vocabulary = vocabulary
         self._stops = [stop for stop in stops if stop]
         self._ids = [token for token in prompt[-_CONTEXT:] if token not in vocabulary.silent]
-        self._told = self._text()  # what the tokens before `_new` say
+        self._told = self._text()  # what of the window's text has been told already
         if self._told.endswith(_BROKEN):
             self._ids, self._told = [], ""
         self._new = len(self._ids)
@@ -73,14 +73,15 @@ class Writer:
             return ""
         self._ids.append(token)
         text = self._text()
-        waiting = len(self._ids) - self._new
-        if len(text) <= len(self._told) or (text.endswith(_BROKEN) and waiting < _PATIENCE):
-            return ""
-        piece = text[len(self._told) :]
-        self._ids = self._ids[self._new :]
-        self._new = len(self._ids)
-        self._told = self._text()
-        return self._release(piece)
+        whole = text.rstrip(_BROKEN) if len(self._ids) - self._new < _PATIENCE else text
+        piece = whole[len(self._told) :]
+        if len(whole) < len(text):  # the window stays: its last character may become whole
+            self._told += piece
+        elif piece:
+            self._ids = self._ids[self._new :]
+            self._new = len(self._ids)
+            self._told = self._text()
+        return self._release(piece) if piece else ""
 
     def end(self) -> str:
         """What was held back, now that nothing follows."""
