@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -168,6 +169,8 @@ class Answering:
         with self._places(len(jobs)):
             async with aclosing(self._deltas(jobs, adapter)) as deltas:
                 counted = _counted(deltas, usage)
+                if isinstance(ask, requests.ChatRequest):
+                    counted = _without_lead(counted)
                 if ask.stream:
                     await _stream(counted, reply, first_texts, usage if ask.with_usage else None, send)
                 else:
@@ -306,6 +309,17 @@ async def _counted(
     async for index, delta in deltas:
         usage.completion += delta.tokens
         usage.cached += delta.cached_tokens
+        yield index, delta
+
+
+async def _without_lead(deltas: AsyncIterator[tuple[int, Delta]]) -> AsyncIterator[tuple[int, Delta]]:
+    """Without the white space that some templates have a model write before its answer."""
+    begun = set()
+    async for index, delta in deltas:
+        if index not in begun:
+            delta = replace(delta, text=delta.text.lstrip())
+            if delta.text:
+                begun.add(index)
         yield index, delta
 
 

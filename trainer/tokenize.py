@@ -130,7 +130,7 @@ class Encoder:
     """
 
     def __init__(self, tokeniser: PreTrainedTokenizerFast, template: ChatTemplate) -> None:
-        self._secret, self._fast = _under_secret_names(tokeniser.backend_tokenizer)
+        self._secret, self._fast = under_secret_names(tokeniser.backend_tokenizer)
         self._template = template
         self._bos = [tokeniser.bos_token_id] if _begins_with_bos(tokeniser) else []
         # LLaMA's tokenisers put a space before what they are given; within a text it must not be there.
@@ -183,7 +183,7 @@ def _begins_with_bos(tokeniser: PreTrainedTokenizerFast) -> bool:
     return tokeniser.bos_token_id is not None and tokeniser("a")["input_ids"][0] == tokeniser.bos_token_id
 
 
-def _under_secret_names(tokeniser: Tokenizer) -> tuple[dict[str, str], Tokenizer]:
+def under_secret_names(tokeniser: Tokenizer) -> tuple[dict[str, str], Tokenizer]:
     """A copy whose special tokens nobody can spell, and their names there. About 1 s for 128,000 tokens."""
     tree = json.loads(tokeniser.to_str())
     secret = {

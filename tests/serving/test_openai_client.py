@@ -59,6 +59,11 @@ def test_a_stream_says_the_same_token_by_token(client: Any) -> None:
     assert len({c.id for c in chunks}) == 1 and chunks[0].object == "chat.completion.chunk"
 
 
+def test_white_space_that_a_template_has_the_model_write_first_is_no_part_of_an_answer(client: Any) -> None:
+    assert chat(client, "say   a b ").choices[0].message.content == "a b "
+    assert "".join(c.choices[0].delta.content for c in streamed(client, "say   a b ")) == "a b "
+
+
 def test_without_being_asked_a_stream_has_no_usage(client: Any) -> None:
     assert all(chunk.usage is None and chunk.choices for chunk in streamed(client, "count to 2"))
 
