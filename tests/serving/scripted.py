@@ -60,7 +60,7 @@ class Scripted:
     async def generate(
         self, prompt: list[int], sampling: Sampling, *, adapter: str | None = None
     ) -> AsyncIterator[Delta]:
-        script = bytes(prompt).decode().rpartition("\n")[2].removeprefix("user: ")
+        script = bytes(prompt).decode().rpartition("user: ")[2]
         if script == "busy":
             raise Busy("no place left", retry_after_s=7)
         if script == "refuse":
