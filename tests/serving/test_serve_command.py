@@ -214,6 +214,7 @@ def test_chat_in_a_pipe(serve: Callable[..., Ran], vlaunch_process: Vlaunch, iso
         "1 2 3",
         "1 2 3",
         "two",
+        "lines",
         "Error: there is no /sytem",
         "Hint: did you mean /system?",
         "Error: there is no model 'other'",
@@ -228,6 +229,7 @@ def test_chat_in_a_pipe(serve: Callable[..., Ran], vlaunch_process: Vlaunch, iso
         "1 2 3",
         "say two\nlines",
         "two",
+        "lines",
     ]
 
 
