@@ -14,7 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _ALL = (
     option("--url", help="Of any API in OpenAI's shape.  [default: the newest service here, or port 8000]"),
     option("--model", help="Model or adapter.  [default: the first one there]"),
-    option("--api-key-file", type=click.Path(exists=True, dir_okay=False), help="The key; else VLAUNCH_API_KEY."),
+    option("--api-key-file", type=click.Path(dir_okay=False), help="The key; else VLAUNCH_API_KEY."),
     option("--system", default="", show_default=False, help="Instruction before the conversation."),
     option("--max-tokens", type=click.IntRange(min=1), help="Most tokens of an answer."),
     option("--temperature", type=click.FloatRange(0, 2), help="0 is greedy."),

@@ -31,8 +31,8 @@ _ALL = (
     option("--port", type=click.IntRange(0, 65535), help="Of page and API.  [default: 8000, or a free one]"),
     option("--controller-port", type=click.IntRange(0, 65535), help="[default: 21001, or a free one]"),
     option("--controller-ip", metavar="IP[:PORT]", help="Start workers only, for the service there."),
-    option("--secret-file", type=click.Path(exists=True, dir_okay=False), help="The secret of that service."),
-    option("--api-key-file", type=click.Path(exists=True, dir_okay=False), help="Keys, one per line, with scopes."),
+    option("--secret-file", type=click.Path(dir_okay=False), help="The secret of that service."),
+    option("--api-key-file", type=click.Path(dir_okay=False), help="Keys, one per line, with scopes."),
     option("--allow-origin", multiple=True, metavar="ORIGIN", help="Pages that may call the API; repeatable."),
     option("--policy", type=click.Choice(("shortest-queue", "lottery")), default="shortest-queue", help="Whose turn."),
 )  # fmt: skip

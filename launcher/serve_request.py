@@ -40,6 +40,8 @@ def make_service(model: Model, given: Mapping[str, Any]) -> ServeRequest:
         raise UsageError("--secret-file is for --controller-ip", hint="a new service makes its own secret")
     away = join is not None and not _is_loopback(join.rpartition("//")[2].rpartition(":")[0].strip("[]"))
     keys = given["api_key_file"]
+    if keys:
+        _check_keys(Path(keys))
     service = Service(
         name=given["name"] or new_name(model.name),
         model=given["model_name"] or model.name,
@@ -58,6 +60,13 @@ def make_service(model: Model, given: Mapping[str, Any]) -> ServeRequest:
     return ServeRequest(
         service, keys_needed=join is None and not keys and not _is_loopback(host), secret=secret
     )
+
+
+def _check_keys(file: Path) -> None:
+    """Raises UsageError for what the API would not take, before anything is started."""
+    from serving.api.keys import Keys
+
+    Keys.read(file)
 
 
 def _worker_words(model: Model, given: Mapping[str, Any]) -> Sequence[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +11,9 @@ from launcher.output import emit, say
 from launcher.serve_options import serve_options
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from launcher.services import ServiceView
     from serving.service import Service
 
 
@@ -44,7 +46,7 @@ def command(ctx: click.Context, /, model: str, store: str, detach: bool, **given
     say(f"starting {name}; vlaunch logs -f {name} shows what it does")
     try:
         seen = services.wait_until_ready(name)
-        answer, text = _answer(seen, request.service, where)
+        answer, text = _answer(seen, where)
         emit(ctx, answer, text)
         if not detach:
             _stay(name)
@@ -56,7 +58,7 @@ def command(ctx: click.Context, /, model: str, store: str, detach: bool, **given
             leash.close()
 
 
-def _answer(seen: Any, service: Service, where: Path) -> tuple[dict[str, Any], str]:
+def _answer(seen: ServiceView, where: Path) -> tuple[dict[str, Any], str]:
     import json
 
     from launcher.services import key

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from serving.server import Gone, TooLarge, TooSlow, read_body
 
 _PIPED = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 _SMALL_BODY, _SMALL_BODY_S = 64 * 1024, 10.0
+_FIRST_TABLE_S = 3.0
 _CONNECT_S = 3.0  # a worker on another continent answers a SYN within 0.3 s
 
 
@@ -82,7 +83,7 @@ class Api:
             Route("/health", lambda request: Response(status_code=200)),
             Route("/ready", self.ready),
             Route("/metrics", self.metrics_text),
-            Route("/openapi.json", lambda request: _json(openapi())),
+            Route("/openapi.json", lambda request: _json(openapi(sorted(self._dispatcher.models())))),
             Route("/votes", self.vote, methods=["POST"]),
             Route("/admin/workers", self.workers),
             Route("/admin/drain", self.drain, methods=["POST"]),
@@ -173,6 +174,9 @@ class Api:
                 deadline_s=options.deadline_s,
             )
             following = asyncio.create_task(self._directory.follow())
+            with suppress(TimeoutError):
+                # Connections that came while an API before this one died wait meanwhile.
+                await asyncio.wait_for(self._directory.first_table.wait(), _FIRST_TABLE_S)
             yield
             following.cancel()
 

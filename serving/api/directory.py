@@ -14,13 +14,14 @@ from pydantic import ValidationError
 
 from serving.api.metrics import Metrics
 from serving.dispatch import Dispatcher
-from serving.protocol import DRAIN_PATH, TABLE_PATH, Announcement, Drain, Table
+from serving.protocol import ANNOUNCE_S, DRAIN_PATH, TABLE_PATH, Announcement, Drain, Table
 from serving.signing import HEADER, sign
 
 log = logging.getLogger("api")
 
 # Between two questions to a controller that does not answer.
 _PAUSE_S = 0.2
+_SETTLED_S = 3 * ANNOUNCE_S
 _TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 
 
@@ -42,6 +43,8 @@ class Directory:
         self._secret = secret
         self._after = ""
         self._known: bool | None = None
+        self._settled_at = float("inf")
+        self.first_table = asyncio.Event()
         self._in_hand: defaultdict[str, set[asyncio.Timeout]] = defaultdict(set)
 
     async def follow(self) -> None:
@@ -55,11 +58,19 @@ class Directory:
                 await asyncio.sleep(_PAUSE_S)
             else:
                 self._after = f"{table.controller}-{table.version}"
+                if not self.first_table.is_set():
+                    self._settled_at = time.monotonic() + _SETTLED_S
+                    self.first_table.set()
                 self._let_go(self.dispatcher.update(table, time.monotonic()))
             if self._known is not (not problem):
                 self._known = not problem
                 self._metrics.controller_up.set(self._known)
                 log.info("the controller answers" if self._known else f"the controller fails: {problem}")
+
+    @property
+    def settled(self) -> bool:
+        """Whether every live worker has had the time to be in the table, also of a controller that began with us."""
+        return time.monotonic() >= self._settled_at
 
     async def drain(self, url: str) -> None:
         """Raises DirectoryError where there is no such worker or no controller."""

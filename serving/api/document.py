@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -24,11 +24,13 @@ _READ = {
 _CODES = ("400", "401", "403", "404", "408", "413", "429", "500", "502", "503", "504")
 
 
-@cache
-def openapi() -> dict[str, Any]:
+def openapi(models: Sequence[str]) -> dict[str, Any]:
+    """The document of an API that serves these models now."""
     _, schemas = models_json_schema(
         [(model, "validation") for model, _ in _PATHS.values()], ref_template="#/components/schemas/{model}"
     )
+    for model, _ in _PATHS.values():
+        schemas["$defs"][model.__name__]["properties"]["model"] = {"type": "string", "enum": list(models)}
     error = {
         "type": "object",
         "required": ["error"],
@@ -80,7 +82,7 @@ def openapi() -> dict[str, Any]:
         "info": {"title": "vlaunch", "version": "1"},
         "paths": paths,
         "components": {
-            "schemas": {**schemas.get("$defs", {}), "Error": error},
+            "schemas": {**schemas["$defs"], "Error": error},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"key": []}],

@@ -154,7 +154,7 @@ class Pipe:
 
     def _nobody(self, model: str) -> ApiError:
         served = self._directory.dispatcher.models()
-        if model in served or model in self._seen_models:
+        if model in served or model in self._seen_models or not self._directory.settled:
             message = f"no worker has {model} now; try again"
             return ApiError(503, message, code="no_worker", retry_after_s=_NO_WORKER_S)
         known = f"; there is {', '.join(sorted(served)[:10])}" if served else "; no worker is there yet"
