@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from launcher.services import ServiceView
-    from serving.service import Service
 
 
 @options.verb(
