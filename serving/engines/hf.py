@@ -124,7 +124,7 @@ class HfEngine:
     def _request(self, prompt: list[int], sampling: Sampling, adapter: str | None) -> Request:
         self._check(prompt, sampling, adapter)
         running, waiting = self._steps.load()
-        if waiting >= self._limits.waiting:
+        if running + waiting >= self._limits.running + self._limits.waiting:
             raise Busy(
                 f"{running} requests are being answered and {waiting} wait", self._steps.retry_after_s()
             )
