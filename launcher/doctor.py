@@ -50,6 +50,15 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "lingua-language-detector",
         "rensa",
     ),
+    "serve": (
+        "starlette",
+        "uvicorn",
+        "uvloop",
+        "httptools",
+        "aiohttp",
+        "orjson",
+        "prometheus-client",
+    ),
     "sky": ("skypilot",),
     "wandb": ("wandb",),
 }

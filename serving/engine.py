@@ -78,12 +78,16 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What an engine serves: its name, context in tokens, the names of its adapters, and what it can do."""
+    """What an engine serves: its name, context in tokens, the names of its adapters, and what it can do.
+
+    places: requests that can run at a time; the controller balances by requests per place.
+    """
 
     name: str
     context: int
     adapters: tuple[str, ...] = ()
     abilities: frozenset[str] = frozenset()  # of "logprobs", "json_schema", "embeddings", "tools"
+    places: int = 16
 
 
 class Refused(Exception):
