@@ -20,7 +20,7 @@ from serving.engines.adapters import Adapters
 from serving.engines.cache import BLOCK, Cache, KeyValues, token_bytes
 from serving.engines.loading import Loaded, ModelOptions, load
 from serving.engines.network import Network
-from serving.engines.prompts import Prompts
+from serving.engines.prompts import Prompts, takes_tools
 from serving.engines.request import Answer, Request
 from serving.engines.scheduler import Limits, Scheduler
 from serving.engines.steps import Steps
@@ -58,7 +58,7 @@ class HfEngine:
         self._size = network.vocabulary
         self._ends = loaded.ends
         self._prompts = Prompts(loaded.tokeniser)
-        abilities = {"logprobs", "embeddings"} | ({"tools"} if self._prompts.takes_tools else set())
+        abilities = {"logprobs", "embeddings"} | ({"tools"} if takes_tools(loaded.tokeniser) else set())
         self._card = ModelCard(name, self._context, tuple(options.adapters), frozenset(abilities))
         scheduler = Scheduler(self._limits, cache)
         self._steps = Steps(network, self._adapters, scheduler, self._vocabulary)
@@ -124,7 +124,7 @@ class HfEngine:
     def _request(self, prompt: list[int], sampling: Sampling, adapter: str | None) -> Request:
         self._check(prompt, sampling, adapter)
         running, waiting = self._steps.load()
-        if waiting >= self._limits.waiting:
+        if running + waiting >= self._limits.running + self._limits.waiting:
             raise Busy(
                 f"{running} requests are being answered and {waiting} wait", self._steps.retry_after_s()
             )

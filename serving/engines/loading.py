@@ -88,15 +88,15 @@ def load(options: ModelOptions) -> Loaded:
     source = locate(options.model, options.cache.expanduser())
     try:
         config = AutoConfig.from_pretrained(source.base, revision=source.revision)
-        tokeniser = AutoTokenizer.from_pretrained(source.tokeniser)
         model = AutoModelForCausalLM.from_pretrained(
             source.base, revision=source.revision, use_safetensors=True, **_held(options, config)
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError(f"{options.model} cannot be loaded: {' '.join(str(error).split())[:500]}") from None
+        raise ConfigError(f"{options.model} cannot be loaded: {_short(error)}") from None
     _check_positions(config)
-    fast = _fast(options, source, tokeniser)
-    return Loaded(model, fast, _ends(model, fast, source, options), _context(config, fast), source.adapter)
+    tokeniser = load_tokeniser(options, source)
+    ends = template_ends(options, source, tokeniser) | _ends(model)
+    return Loaded(model, tokeniser, ends, _context(config, tokeniser), source.adapter)
 
 
 def _held(options: ModelOptions, config: Any) -> dict[str, Any]:
@@ -138,9 +138,12 @@ def _check_positions(config: Any) -> None:
         )
 
 
-def _fast(
-    options: ModelOptions, source: Source, tokeniser: PreTrainedTokenizerBase
-) -> PreTrainedTokenizerFast:
+def load_tokeniser(options: ModelOptions, source: Source) -> PreTrainedTokenizerFast:
+    """The model's tokeniser with its chat template, or with the one that was asked for."""
+    try:
+        tokeniser: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.tokeniser)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigError(f"the tokeniser of {source.tokeniser} cannot be loaded: {_short(error)}") from None
     if not isinstance(tokeniser, PreTrainedTokenizerFast):
         raise ConfigError(
             f"the tokeniser of {source.tokeniser} has no fast form", hint="save it with tokenizer.json"
@@ -150,19 +153,23 @@ def _fast(
     return tokeniser
 
 
-def _ends(
-    model: PreTrainedModel, tokeniser: PreTrainedTokenizerFast, source: Source, options: ModelOptions
+def template_ends(
+    options: ModelOptions, source: Source, tokeniser: PreTrainedTokenizerFast
 ) -> frozenset[int]:
-    ends: set[int] = set()
-    for said in (model.generation_config.eos_token_id, model.config.get_text_config().eos_token_id):
-        ends |= set(said if isinstance(said, list) else [] if said is None else [said])
-    if tokeniser.eos_token_id is not None:
-        ends.add(tokeniser.eos_token_id)
+    """Ids that end an answer by the tokeniser and by the template that the model was trained with."""
+    ends = set() if tokeniser.eos_token_id is None else {int(tokeniser.eos_token_id)}
     name = options.template or source.template
     if name is not None:
         vocabulary = tokeniser.get_vocab()
         ends |= {vocabulary[stop] for stop in get_template(name).stop_strings if stop in vocabulary}
     return frozenset(ends)
+
+
+def _ends(model: PreTrainedModel) -> set[int]:
+    ends: set[int] = set()
+    for said in (model.generation_config.eos_token_id, model.config.get_text_config().eos_token_id):
+        ends |= set(said if isinstance(said, list) else [] if said is None else [said])
+    return ends
 
 
 def _context(config: Any, tokeniser: PreTrainedTokenizerFast) -> int:
@@ -171,3 +178,7 @@ def _context(config: Any, tokeniser: PreTrainedTokenizerFast) -> int:
         return said
     longest = tokeniser.model_max_length
     return int(longest) if longest < 10_000_000 else _SHORT  # transformers writes 1e30 for "no limit"
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]

@@ -33,12 +33,6 @@ class Prompts:
         begin = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
         self._before, self._after = whole[:begin], whole[begin + len(bare) :]
 
-    @property
-    def takes_tools(self) -> bool:
-        """Whether the model's template has a place for tools."""
-        template = self._tokeniser.chat_template
-        return bool(template) and re.search(r"\btools\b", str(template)) is not None
-
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of a text, with what the tokeniser puts around every text, such as a BOS token."""
         if special:
@@ -59,7 +53,7 @@ class Prompts:
             raise Refused(
                 "this model has no chat template: ask for a completion, or serve it with --template NAME"
             )
-        if tools and not self.takes_tools:
+        if tools and not takes_tools(self._tokeniser):
             raise Refused("tools: the chat template of this model has no place for them")
         try:
             text = self._tokeniser.apply_chat_template(
@@ -77,6 +71,12 @@ class Prompts:
     def _broken_up(self, text: str) -> str:
         """Special tokens spelled in it are broken up after their first character."""
         return self._specials.sub(lambda found: f"{found[0][0]}{_MARK}{found[0][1:]}", text)
+
+
+def takes_tools(tokeniser: PreTrainedTokenizerFast) -> bool:
+    """Whether the model's chat template has a place for tools."""
+    template = tokeniser.chat_template
+    return bool(template) and re.search(r"\btools\b", str(template)) is not None
 
 
 def _each_text(value: Any, change: Callable[[str], str]) -> Any:

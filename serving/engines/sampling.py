@@ -17,6 +17,7 @@ from serving.engines.request import Request
 
 # So many of the likeliest tokens are sorted; where a filter may reach beyond them, all are.
 _LIKELIEST = 256
+_ALL = 1 << 40  # more than any vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ def _allowed(likeliest: Tensor, whole: Tensor, samplings: Sequence[Sampling]) ->
     """
     device = likeliest.device
     odds = torch.exp(likeliest.double() - whole[:, None])
-    k = torch.tensor([sampling.top_k or 1 << 40 for sampling in samplings], device=device)[:, None]
+    k = torch.tensor([sampling.top_k or _ALL for sampling in samplings], device=device)[:, None]
     kept = torch.arange(likeliest.shape[1], device=device)[None, :] < k
     odds = odds * kept
     cut = (k <= likeliest.shape[1])[:, 0]
@@ -164,6 +165,6 @@ def _allowed(likeliest: Tensor, whole: Tensor, samplings: Sequence[Sampling]) ->
     nucleus[:, 0] = True
     least = torch.tensor([sampling.min_p for sampling in samplings], dtype=odds.dtype, device=device)[:, None]
     likely = odds >= least * odds[:, :1]
-    # Enough were looked at if a filter has cut among them.
-    complete = cut | ~nucleus[:, -1] | ~likely[:, -1]
+    # Enough were looked at if a filter has cut among them; what top_p keeps depends on all that top_k keeps.
+    complete = cut | ((k >= _ALL)[:, 0] & (~nucleus[:, -1] | ~likely[:, -1]))
     return odds * (nucleus & likely), complete.tolist()

@@ -112,8 +112,9 @@ class Scheduler:
                 self.waiting.appendleft(last)
 
     def _admit(self, room: int) -> None:
-        """Let in whoever is next, as long as this step has prompt tokens to give."""
-        asked = sum(request.left for request in self.running if request.left > 1)
+        """Let in whoever is next, as long as this step has prompt tokens to give; a long prompt counts by its share."""
+        share = max(1, room // _FIRST_SHARE)
+        asked = sum(min(request.left, share) for request in self.running if request.left > 1)
         while self.waiting and asked < room and len(self.running) < self._limits.running:
             request = self.waiting[0]
             kv = self._room(request)
@@ -124,7 +125,7 @@ class Scheduler:
             if not request.begun:
                 request.cached_tokens = kv.length
             self.running.append(request)
-            asked += request.left
+            asked += min(request.left, share)
 
     def _room(self, request: Request) -> KeyValues | None:
         if request.pooled is not None:  # the hidden states of all its tokens are wanted
