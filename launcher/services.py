@@ -1,7 +1,7 @@
 """Services on this computer: what is known of each, from a folder of its own under the state folder.
 
-A service is a supervisor (serving/service.py) with its processes. Everything is in its folder; a lock that the kernel
-frees says whether it lives.
+A service is a supervisor (serving/supervisor.py) with its processes. Everything is in its folder; a lock that the
+kernel frees says whether it lives.
 """
 
 from __future__ import annotations
@@ -20,7 +20,18 @@ from typing import IO, Any
 
 from launcher.errors import NotReady, UsageError, VlaunchError
 from launcher.settings import state_dir
-from serving.service import DESCRIPTION, KEYS, LOGS, SECRET, STATE, Service, api_key, is_alive, read_state
+from serving.service import (
+    DESCRIPTION,
+    KEYS,
+    LOGS,
+    SECRET,
+    STATE,
+    Service,
+    api_key,
+    is_alive,
+    read_service,
+    read_state,
+)
 from serving.signing import new_key, new_secret, write_private
 from trainer.artifacts.layout import valid_run_id
 
@@ -73,7 +84,7 @@ def find(name: str | None) -> str | None:
 
 def view(name: str) -> ServiceView:
     where = home(name)
-    service = Service.model_validate_json((where / DESCRIPTION).read_bytes())
+    service = read_service(where)
     seen = read_state(where) or {}
     state = seen.get("state", "starting")
     if not is_alive(where) and state not in ("stopped", "failed"):
@@ -120,7 +131,7 @@ def start(where: Path, *, leashed: bool) -> IO[bytes] | None:
     with (where / "supervisor.log").open("ab") as out:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-P", "-m", "serving.service", "--home", str(where)),
+                *(sys.executable, "-P", "-m", "serving.supervisor", "--home", str(where)),
                 *(["--leash"] if leashed else []),
             ],
             stdin=subprocess.PIPE if leashed else subprocess.DEVNULL,

@@ -1,6 +1,6 @@
 """What the programs of a service have in common: options, logging, one error for each thing that is wrong.
 
-Controller, API and worker are processes of their own. Under a supervisor (serving/service.py) they inherit their
+Controller, API and worker are processes of their own. Under a supervisor (serving/supervisor.py) they inherit their
 listening socket and die with it; started by hand they take --host and --port and live by themselves.
 """
 
@@ -11,6 +11,7 @@ import asyncio
 import ctypes
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -68,6 +69,7 @@ def run(
 ) -> int:
     """Runs one program to its end, inside of `around`; returns its exit code."""
     die_with_parent(options.parent)
+    _open_many_files()
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", stream=sys.stdout
     )
@@ -95,6 +97,12 @@ def die_with_parent(parent: int | None) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
+
+
+def _open_many_files() -> None:
+    """A connection is a file, and a shell's usual limit is 1024 of them."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _run(main: Awaitable[None]) -> None:

@@ -34,6 +34,7 @@ _BODY_S = 30.0
 # What the conversation is recognised by: its first messages stay the same from turn to turn.
 _BEGINNING = 1024
 _NO_WORKER_S = 5
+_LAST_WORD_S = 1.0
 
 
 class Pipe:
@@ -235,10 +236,14 @@ class Passing:
     async def fail(self, error: ApiError) -> None:
         """As a response, or inside of the stream that has begun."""
         self.status = error.status
-        if self.started:
-            await self._send({"type": "http.response.body", "body": error.event()})
-        else:
-            await send_error(self._send, error, [(b"x-request-id", self.number.encode())])
+        try:
+            async with asyncio.timeout(_LAST_WORD_S):
+                if self.started:
+                    await self._send({"type": "http.response.body", "body": error.event()})
+                else:
+                    await send_error(self._send, error, [(b"x-request-id", self.number.encode())])
+        except TimeoutError:
+            pass  # a client that does not read: the server closes what was not completed
 
 
 class _Elsewhere(Exception):

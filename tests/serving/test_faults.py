@@ -177,6 +177,18 @@ def test_the_clouds_notice_drains_a_worker(tmp_path: Path) -> None:
         assert service.chat("count to 2")[0] == 200
 
 
+def test_a_client_that_does_not_read_is_cut_at_the_deadline(tmp_path: Path) -> None:
+    with stack(tmp_path, "--timeout-s", 2) as service:
+        stream = Stream(
+            service, "count to 8000", logprobs=True, top_logprobs=20
+        )  # more than all buffers hold
+        wait_until(lambda: not service.idle())
+        wait_until(service.idle)
+        assert stream.open().status == 200
+        status, _, body = service.chat("silence")
+        assert (status, body["error"]["code"]) == (504, "timeout")
+
+
 @pytest.mark.parametrize("many", [200])
 def test_hundreds_of_clients_that_hang_up_leak_nothing(service: Stack, many: int) -> None:
     body = b'{"model":"scripted","stream":true,"messages":[{"role":"user","content":"count to 100"}]}'
