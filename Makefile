@@ -9,7 +9,7 @@
 # Without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves some gigabytes.
 
 PYTHON ?= python3
-EXTRAS ?= train,deepspeed,data,wandb,tensorboard,sky,dev
+EXTRAS ?= train,deepspeed,data,wandb,tensorboard,sky,serve,dev
 # Tests start real processes: two workers on the two cores of a small machine, a file's tests on one of them.
 PYTEST_ARGS ?= -n 2 --dist loadscope
 CODE := launcher task_templates trainer serving tests docs

@@ -34,6 +34,11 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "resume": ("launcher.commands.resume", "Go on with a run where its last checkpoint left it"),
         "stop": ("launcher.commands.stop", "End a run at a checkpoint and give its machines back"),
     },
+    "Serve": {
+        "serve": ("launcher.commands.serve", "A model behind a chat page and OpenAI's API"),
+        "chat": ("launcher.commands.chat", "Talk to a model in the terminal"),
+        "message": ("launcher.commands.message", "One question, one answer, an exit code"),
+    },
     "Look": {
         "runs": ("launcher.commands.runs", "Every run in the store"),
         "status": ("launcher.commands.status", "Where a run is: step, loss, attempts, checkpoints"),
@@ -69,6 +74,9 @@ OTHER_WORDS = {
     "restart": "resume",
     "continue": "resume",
     "estimate": "plan",
+    "up": "serve",
+    "deploy": "serve",
+    "ask": "message",
 }
 COMPLETE_VARIABLE = "_VLAUNCH_COMPLETE"
 

@@ -1,1 +1,1 @@
-"""serving is the inference box: controller, worker, engine, API, page, evaluation. Nothing is here yet."""
+"""serving is the inference box: controller, workers, engines, the OpenAI API, its page, and terminal chat."""

@@ -77,7 +77,7 @@ class Attempt:
             notice_length_s()  # refused here, where it costs nothing
             nodes = Nodes.from_environment(os.environ)
             config = self._config()
-            self._sources = Sources(self.store, config.store, os.environ.get("VLAUNCH_REGION", ""))
+            self._sources = Sources(self.store, config.store, region(os.environ))
             begin = self._lead if nodes.leads else self._join
             begin(nodes)
         except _Leave:

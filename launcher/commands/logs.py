@@ -1,4 +1,4 @@
-"""`vlaunch logs RUN`: what the machines of a run printed."""
+"""`vlaunch logs RUN`: what the machines of a run printed, or the processes of a service."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ from launcher import options
 @options.store
 @options.follow
 def command(run: str, store: str, follow: bool) -> None:
-    """The output of all attempts, in order; of ended ones also after this machine has forgotten them."""
+    """The output of all attempts, in order; of ended ones also after this machine has forgotten them.
+
+    RUN may also be a service of this computer.
+    """
+    from launcher import services
     from launcher.follow import cloud_of_run
     from launcher.render import run_uri
     from launcher.runview import find_run
 
-    name = find_run(store, run)
-    for line in cloud_of_run(store, name).logs(run_uri(store, name), follow=follow):
+    if service := services.find(run):
+        lines = services.logs(service, follow=follow)
+    else:
+        name = find_run(store, run)
+        lines = cloud_of_run(store, name).logs(run_uri(store, name), follow=follow)
+    for line in lines:
         click.echo(line)

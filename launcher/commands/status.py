@@ -1,4 +1,4 @@
-"""`vlaunch status [RUN]`: where one run is, from the store alone."""
+"""`vlaunch status [RUN]`: where one run is, from the store alone; or one service, from this computer."""
 
 from __future__ import annotations
 
@@ -17,14 +17,21 @@ from launcher.output import emit
 def command(ctx: click.Context, run: str | None, store: str) -> None:
     """Where a run is: state, step, loss, what is durable, attempts, dollars.
 
-    RUN is a name or its unique beginning; without it, the newest run.
+    RUN is a name or its unique beginning; without it, the newest run. The name of a service of this computer
+    shows the service: state, address, workers.
     """
     from datetime import UTC, datetime
 
+    from launcher import services
+    from launcher.report.service import service_text
     from launcher.report.tables import as_dict
     from launcher.report.terminal import status_text
     from launcher.runview import find_run, read_run, view
 
+    if service := services.find(run):
+        shown = services.view(service)
+        emit(ctx, shown.as_dict(), lambda: service_text(shown))
+        return
     now = datetime.now(UTC)
     record = read_run(store, find_run(store, run))
     seen, bill = view(record, now), record.costs(now)

@@ -1,4 +1,4 @@
-"""`vlaunch stop RUN`: end a run with its work saved."""
+"""`vlaunch stop RUN`: end a run with its work saved, or a service with its answers given."""
 
 from __future__ import annotations
 
@@ -13,13 +13,22 @@ from launcher.output import emit
 @options.store
 @click.pass_context
 def command(ctx: click.Context, run: str, store: str) -> None:
-    """Ask a run to save and end; returns when its machine is gone. `vlaunch resume` goes on later."""
+    """Ask a run to save and end; returns when its machine is gone. `vlaunch resume` goes on later.
+
+    RUN may also be a service of this computer: it finishes the answers that it has begun, and ends.
+    """
     from datetime import UTC, datetime
 
+    from launcher import services
     from launcher.follow import cloud_of_run, wait_until_left
     from launcher.render import run_uri
     from launcher.runview import find_run, read_run, view
 
+    if service := services.find(run):
+        was_running = services.stop(service)
+        shown = services.view(service)
+        emit(ctx, {**shown.as_dict(), "was_running": was_running}, f"{service} is {shown.state}")
+        return
     name = find_run(store, run)
     cloud = cloud_of_run(store, name)
     asked = cloud.stop(run_uri(store, name))

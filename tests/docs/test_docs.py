@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY, Ran
 from tests.docs import pages
 from trainer import errors
 
-ROOMS = ("launcher", "task_templates", "trainer")
+ROOMS = ("launcher", "task_templates", "trainer", "serving")
 CLI = pages.DOCS / "cli.md"
 ARCHITECTURE = pages.DOCS / "architecture.md"
 COMMANDS = [
@@ -158,7 +158,7 @@ def test_every_page_that_the_code_points_to_is_there() -> None:
 
 def test_the_architecture_speaks_of_no_file_that_is_not_there() -> None:
     text = "\n".join(pages.prose(ARCHITECTURE))
-    spoken_of = re.findall(r"`((?:launcher|trainer|task_templates)/[\w/]+\.\w+)`", text)
+    spoken_of = re.findall(r"`((?:launcher|trainer|serving|task_templates)/[\w/]+\.\w+)`", text)
     assert spoken_of
     assert [path for path in spoken_of if not (REPOSITORY / path).is_file()] == []
 
