@@ -61,6 +61,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "aiohttp",
         "orjson",
         "prometheus-client",
+        "llguidance",
     ),
     "sky": ("skypilot",),
     "wandb": ("wandb", "wandb-workspaces"),
