@@ -19,7 +19,7 @@ SMALL = {
     "threads": "1",
     "max_new_tokens": "0",
 }
-STEPS = 1500
+STEPS = 600
 BOTH = ["--infra", "slurm/us-east", "--infra", "slurm/us-west"]
 
 
