@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.spot.plugin import STOCK_STRATEGY, STRATEGY
+from launcher.plan import TrainRequest
+from launcher.spot.plugin import STOCK_STRATEGY, STRATEGY, strategy
 from launcher.wheel import wheel_path
 from trainer.config import TrainConfig
 
@@ -55,7 +56,12 @@ class Shipment:
         return self.wheel is not None and self.strategy != STRATEGY
 
 
-def pack(config: TrainConfig, store: str, strategy: str) -> Shipment:
+def shipment_of(request: TrainRequest) -> Shipment:
+    """What travels with the task: nothing, where the machine is this computer."""
+    return Shipment() if request.local else pack(request.config, request.store, strategy())
+
+
+def pack(config: TrainConfig, store: str, recovery: str) -> Shipment:
     """What this computer sends along. Reads our own files for the wheel's name, and writes nothing."""
     extras, modules = ["train"], list(_MODULES)
     if config.parallel.strategy == "deepspeed":
@@ -69,5 +75,5 @@ def pack(config: TrainConfig, store: str, strategy: str) -> Shipment:
         modules=tuple(modules),
         secrets=tuple(name for name in SECRETS if os.environ.get(name)),
         envs={name: os.environ[name] for name in ADDRESSES if os.environ.get(name)},
-        strategy=strategy,
+        strategy=recovery,
     )

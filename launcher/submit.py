@@ -18,8 +18,7 @@ from launcher.output import say
 from launcher.plan import Plan, TrainRequest
 from launcher.render import render_train, run_uri
 from launcher.settings import cache_dir
-from launcher.shipment import Shipment, pack
-from launcher.spot.plugin import strategy
+from launcher.shipment import Shipment
 from launcher.wheel import write_wheel
 from trainer.artifacts import probe
 from trainer.artifacts.journal import Journal, read_journal
@@ -100,11 +99,6 @@ def refuse_unsupported(request: TrainRequest) -> None:
         raise UsageError(
             f"{request.name!r} cannot be the name of a run", hint="at most 40 of a-z, 0-9 and inner dashes"
         )
-
-
-def shipment_for(request: TrainRequest) -> Shipment:
-    """What travels with the task: nothing, where the machine is this computer."""
-    return Shipment() if request.local else pack(request.config, request.store, strategy())
 
 
 def create(

@@ -13,8 +13,11 @@ from launcher.train_options import train_options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from launcher.catalog import Catalog
     from launcher.errors import Problem
-    from launcher.plan import Plan
+    from launcher.plan import Plan, TrainRequest
+    from launcher.shipment import Shipment
+    from launcher.train_options import Asked
 
 
 @options.verb(
@@ -43,18 +46,15 @@ def command(
     Given again with the same --name, the command goes on with that run. --dry-run prints the plan to stderr and
     the SkyPilot task to stdout, without network and without writing anything.
     """
-    from dataclasses import replace
     from pathlib import Path
 
-    from launcher import submit
     from launcher.catalog import Catalog
-    from launcher.follow import refuse_if_live, start_and_follow
     from launcher.objections import launch_problems
     from launcher.plan import make_plan
-    from launcher.preflight import preflight, refuse
     from launcher.render import render_train
     from launcher.report.plan import plan_text
-    from launcher.request import make_launch, make_request
+    from launcher.request import make_request
+    from launcher.shipment import shipment_of
     from launcher.takeover import asked_for
 
     asked = asked_for(ctx, given)
@@ -63,13 +63,33 @@ def command(
         say(f"note: {note}")
     catalog = Catalog(Path(asked.catalog) if asked.catalog else None)
     plan = make_plan(request, catalog)
-    shipment = submit.shipment_for(request)
+    shipment = shipment_of(request)
     if shipment.goes_back:
         say("note: SkyPilot's own recovery will first go back to a region that failed; vlaunch doctor has a better one")
     if dry_run:
         say(plan_text(plan, launch_problems(request)))
         click.echo(render_train(plan, request, shipment), nl=False)
         return
+    uri = _create(asked, request, catalog, shipment, yes=yes or create_only)
+    if create_only:
+        emit(ctx, {"run": request.name, "uri": uri}, uri)
+        return
+    from launcher.follow import start_and_follow
+
+    start_and_follow(ctx, request.store, request.name, detach=detach)
+
+
+def _create(asked: Asked, request: TrainRequest, catalog: Catalog, shipment: Shipment, *, yes: bool) -> str:
+    """The run in its store, once everything is there and its price is agreed to. Returns its URI."""
+    from dataclasses import replace
+
+    from launcher import submit
+    from launcher.follow import refuse_if_live
+    from launcher.plan import make_plan
+    from launcher.preflight import preflight, refuse
+    from launcher.report.plan import plan_text
+    from launcher.request import make_launch
+
     submit.refuse_unsupported(request)
     refuse_if_live(request.store, request.name)
     size = None if asked.model else asked.size or "tiny"
@@ -82,13 +102,8 @@ def command(
     plan = make_plan(request, catalog)
     say(plan_text(plan))
     refuse(preflight(request, plan, [*train, *held_out], check_clouds=_check_clouds))
-    if not create_only:
-        _agree(plan, yes)
-    uri = submit.create(request, plan, make_launch(asked, plan), shipment, train, held_out)
-    if create_only:
-        emit(ctx, {"run": request.name, "uri": uri}, uri)
-        return
-    start_and_follow(ctx, request.store, request.name, detach=detach)
+    _agree(plan, yes)
+    return submit.create(request, plan, make_launch(asked, plan), shipment, train, held_out)
 
 
 def _agree(plan: Plan, yes: bool) -> None:

@@ -19,7 +19,7 @@ SMALL = {
     "threads": "1",
     "max_new_tokens": "0",
 }
-STEPS = 1500
+STEPS = 600
 BOTH = ["--infra", "slurm/us-east", "--infra", "slurm/us-west"]
 
 
@@ -81,8 +81,8 @@ def test_three_losses_each_leave_the_region_and_change_nothing_in_the_curve(rig:
     assert (status["state"], status["preemptions"], status["failovers"]) == ("finished", 3, 3)
     assert curve(rig, "lost") == curve(rig, "calm")
     bill = json.loads(rig.vlaunch("cost-report", "lost", "--store", rig.store, "--json").stdout)
-    rows = bill["runs"][0]["attempts"] if "runs" in bill else bill["attempts"]
-    assert [row["region"] for row in rows] == ["slurm/us-east", "slurm/us-west"] * 2
+    rows = bill["runs"][0]["attempts"]
+    assert [row["region"] for row in rows] == ["us-east", "us-west"] * 2
     assert all(row["usd"] > 0 for row in rows)
 
 
