@@ -228,8 +228,7 @@ def test_chat_in_a_pipe(serve: Callable[..., Ran], vlaunch_process: Vlaunch, iso
         "count to 3",
         "1 2 3",
         "say two\nlines",
-        "two",
-        "lines",
+        "two\nlines",
     ]
 
 
