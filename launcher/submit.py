@@ -18,6 +18,7 @@ from launcher.output import say
 from launcher.plan import Plan, TrainRequest
 from launcher.render import render_train, run_uri
 from launcher.settings import cache_dir
+from trainer.artifacts import probe
 from trainer.artifacts.journal import Journal, read_journal
 from trainer.artifacts.layout import CONFIG, TASK, valid_run_id
 from trainer.artifacts.manifest import hash_file, put_blob
@@ -111,9 +112,11 @@ def create(
 
     Raises:
         ConfigError: the name is taken by a run with another config.
+        StoreRefused: the store does not keep what was created first.
     """
     uri = run_uri(request.store, request.name)
     store = open_store(uri)
+    probe.answer_s(store)  # or two attempts may both believe that the run is theirs
     base = _base_files(request.config.model)
     config = _with_files(request.config, train, held_out, base)
     if config.follows_held_out_loss and not held_out:

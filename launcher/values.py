@@ -19,7 +19,7 @@ CLOUDS = (
     "local aws azure cudo do fluidstack gcp hyperbolic ibm kubernetes lambda mithril nebius oci paperspace "
     "primeintellect runpod scp seeweb shadeform slurm ssh vast vsphere"
 ).split()
-STORE_SCHEMES = ("file", "s3", "gs")
+STORE_SCHEMES = ("file", "s3", "gs", "s3+single-writer")
 
 
 class Duration(float):
@@ -168,6 +168,8 @@ def parse_store_uri(text: str) -> str:
         return Path(os.path.abspath(os.path.expanduser(text.strip()))).as_uri()
     if scheme not in STORE_SCHEMES:
         raise ValueError(f"{text!r}: no store is reached by {scheme}://{_suggest(scheme, STORE_SCHEMES)}")
+    if scheme != "file" and set(rest.partition("/")[0]) & set(":@"):  # before anything repeats it
+        raise ValueError("a store's URI holds no credentials; give them as docs/stores.md says")
     if scheme == "file" and not rest.startswith("/"):
         raise ValueError(f"{text!r} is not absolute; write file:///{rest} or a plain path")
     if not rest.strip("/"):

@@ -1,6 +1,6 @@
 """Real servers that speak S3 and GCS, as processes of their own on free ports of this machine.
 
-moto and fake-gcs-server come with pip. Neither checks credentials or checksums: for that there is radosgw, in tests/e2e.
+moto and fake-gcs-server come with pip. Neither checks credentials or checksums; radosgw, in tests/e2e, does.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from trainer.artifacts.connections import in_parallel
 from trainer.artifacts.patience import Fault, Kind, Patience, Tries
 from trainer.artifacts.slices import Slice, arriving, opened, write_at
-from trainer.artifacts.store import Entry, check_key, check_prefix, is_key
+from trainer.artifacts.store import SINGLE_WRITER, Entry, check_key, check_prefix, is_key
 from trainer.errors import CorruptObject, MissingKey, StoreError, StoreRefused, UsageError
 
 T = TypeVar("T")
@@ -79,7 +79,9 @@ class BucketStore(ABC):
         self.patience, self.part = patience, part
         self.scheme, _, rest = self.uri.partition("://")
         self.bucket, _, prefix = rest.partition("/")
-        self.single_writer = self.scheme.endswith("+single-writer")
+        self.single_writer = self.scheme == SINGLE_WRITER
+        if set(self.bucket) & set(":@"):  # before anything repeats it
+            raise UsageError("a store's URI holds no credentials", hint="give them as docs/stores.md says")
         if not _BUCKET.fullmatch(self.bucket):
             said = f"{uri}: {self.bucket!r} cannot be a bucket"
             raise UsageError(said, hint=f"write {self.scheme}://BUCKET/FOLDER")
@@ -159,11 +161,14 @@ class BucketStore(ABC):
         with suppress(MissingKey):
             self._ask("delete", key, lambda: self._remove(name))
 
+    def describe(self) -> str:
+        """Endpoint, region and where credentials come from, without a secret, for `vlaunch doctor`."""
+        return self._ask("reach", "the service", self._describe)
+
     # What a service adds: one request each, errors as the library raises them.
 
     @abstractmethod
-    def describe(self) -> str:
-        """Endpoint, region and where credentials come from, without a secret, for `vlaunch doctor`."""
+    def _describe(self) -> str: ...
 
     @abstractmethod
     def sweep(self, older_than_s: float) -> int:
@@ -311,6 +316,14 @@ class _Exists(StoreError):
     """Never leaves this file."""
 
 
-_WHERE = {"read": "from", "write": "to", "create": "in", "list": "in", "delete": "from", "sweep": "in"}
+_WHERE = {
+    "reach": "of",
+    "read": "from",
+    "write": "to",
+    "create": "in",
+    "list": "in",
+    "delete": "from",
+    "sweep": "in",
+}
 
 _UNORDERED = "S3 directory buckets do not: use a general purpose bucket"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from threading import Lock
 from typing import Any, TypeVar
 
 from trainer.artifacts.patience import Patience
@@ -34,23 +35,34 @@ def in_parallel(jobs: Sequence[Callable[[], T]]) -> list[T]:
 
 
 _clients: dict[tuple[object, ...], Any] = {}
+_making = Lock()  # a client costs 0.1 CPU seconds, and the parts of a file all want one at once
 
 
 def client_of_this_process(
     service: str, variables: tuple[str, ...], make: Callable[[], Any], patience: Patience
 ) -> Any:
-    """One client per process and environment. Without a lock, which a fork could copy while it is held."""
+    """One client per process, patience and environment; `variables` are the prefixes of names that matter."""
     key = _client_key(service, variables, patience)
-    client = _clients.get(key)
-    if client is None:
-        client = _clients.setdefault(key, make())
-    return client
+    with _making:
+        if key not in _clients:
+            _clients[key] = make()
+        return _clients[key]
 
 
 def forget_client(service: str, variables: tuple[str, ...], patience: Patience) -> None:
+    """The next request makes a new one, and reads the credentials again."""
     _clients.pop(_client_key(service, variables, patience), None)
 
 
 def _client_key(service: str, variables: tuple[str, ...], patience: Patience) -> tuple[object, ...]:
     chosen = sorted((name, value) for name, value in os.environ.items() if name.startswith(variables))
     return service, os.getpid(), patience, *chosen
+
+
+def _begin_process() -> None:
+    """In the child of a fork: another thread may have held the lock, and the connections are the parent's."""
+    global _making
+    _making = Lock()
+
+
+os.register_at_fork(after_in_child=_begin_process)

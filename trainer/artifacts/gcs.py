@@ -19,6 +19,7 @@ from typing import Any
 
 from google.api_core import exceptions as broken
 from google.cloud import storage
+from requests.adapters import HTTPAdapter
 
 from trainer.artifacts.bucket import MIB, BucketStore, Changed, Found, Page
 from trainer.artifacts.connections import client_of_this_process, forget_client, in_parallel
@@ -31,6 +32,7 @@ from trainer.errors import StoreError
 _VARIABLES = ("GOOGLE_", "CLOUDSDK_", "STORAGE_EMULATOR_HOST", "API_ENDPOINT_OVERRIDE", "GCLOUD_")
 _MOST_PARTS = 32  # of one compose request, by GCS's rules
 _CHUNK = 8 * MIB  # bytes of one request of an upload or a download: the library holds all of them in memory
+_CONNECTIONS = 32  # kept open: for four files at once
 _FIELDS = "items(name,size,timeCreated),prefixes,nextPageToken"
 
 
@@ -39,16 +41,14 @@ class GCSStore(BucketStore):
 
     @property
     def _client(self) -> Any:
-        # Objects belong to a bucket, so no project is needed; without a name, the library looks for one and fails.
-        return client_of_this_process(
-            "gcs", _VARIABLES, partial(storage.Client, project="none"), self.patience
-        )
+        return client_of_this_process("gcs", _VARIABLES, _new_client, self.patience)
 
     def _forget_client(self) -> None:
         forget_client("gcs", _VARIABLES, self.patience)
 
-    def describe(self) -> str:
-        return str(self._client.api_endpoint)
+    def _describe(self) -> str:
+        client = self._client
+        return f"{client.api_endpoint}, credentials by {type(client._credentials).__module__}"
 
     def region(self) -> str:
         if os.environ.get("STORAGE_EMULATOR_HOST"):
@@ -173,3 +173,11 @@ class GCSStore(BucketStore):
 
     def _judge(self, error: Exception) -> Fault | None:
         return judge(error, self.bucket)
+
+
+def _new_client() -> Any:
+    # Objects belong to a bucket, so no project is needed; without a name, the library looks for one and fails.
+    client = storage.Client(project="none")
+    for scheme in ("http://", "https://"):
+        client._http.mount(scheme, HTTPAdapter(pool_connections=4, pool_maxsize=_CONNECTIONS))
+    return client

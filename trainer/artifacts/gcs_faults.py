@@ -28,9 +28,9 @@ def judge(error: Exception, bucket: str) -> Fault | None:
     if isinstance(error, DataCorruption):
         return Fault(Kind.CORRUPT, "the bytes do not match the service's checksum", again=True, most_tries=3)
     if isinstance(error, broken.GoogleAPICallError):
-        return _answered(int(error.code or 0), _reasons(error), str(error.message), bucket)
+        return _answered(int(error.code or 0), _reasons(error.response), str(error.message), bucket)
     if isinstance(error, InvalidResponse):
-        return _answered(int(error.response.status_code), set(), "", bucket)
+        return _answered(int(error.response.status_code), _reasons(error.response), "", bucket)
     if isinstance(error, auth.GoogleAuthError):
         return _not_authenticated(error)
     if isinstance(error, requests.Timeout):
@@ -85,6 +85,15 @@ def _not_authenticated(error: auth.GoogleAuthError) -> Fault:
     )
 
 
-def _reasons(error: broken.GoogleAPICallError) -> set[str]:
-    found: list[Any] = [each.get("reason") for each in error.errors if isinstance(each, dict)]
+def _reasons(reply: Any) -> set[str]:
+    """GCS's words for what is wrong, such as rateLimitExceeded."""
+    try:
+        found = [each["reason"] for each in reply.json()["error"]["errors"]]
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ):  # not from GCS itself, but from something before it
+        return set()
     return {reason for reason in found if isinstance(reason, str) and reason.isalpha()}

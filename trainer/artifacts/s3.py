@@ -6,6 +6,7 @@ are ours (bucket.py), so boto3's are off: one budget, one place, and a 412 is ne
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -32,6 +33,10 @@ _PIECE = MIB  # bytes that a download holds at a time
 
 # botocore computes CRC32C only with awscrt: 0.02 CPU seconds per GB against 0.13 of zlib's CRC32 (measured).
 _CHECKSUM = "CRC32C" if find_spec("awscrt") else "CRC32"
+
+
+# Its remarks are not for the log of a run, and those for debugging would put session tokens there.
+logging.getLogger("botocore").setLevel(logging.WARNING)
 
 
 class S3Store(BucketStore):
@@ -64,8 +69,10 @@ class S3Store(BucketStore):
     def _forget_client(self) -> None:
         forget_client("s3", _VARIABLES, self.patience)
 
-    def describe(self) -> str:
-        return f"{self._endpoint}, region {self._client.meta.region_name}"
+    def _describe(self) -> str:
+        found = boto3.session.Session().get_credentials()
+        by = f"credentials by {found.method}" if found else "no credentials"
+        return f"{self._endpoint}, region {self._client.meta.region_name}, {by}"
 
     def region(self) -> str:
         if not self._endpoint.endswith(".amazonaws.com"):

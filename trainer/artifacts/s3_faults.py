@@ -16,6 +16,7 @@ from botocore import exceptions as broken
 from botocore.parsers import ResponseParserError
 
 from trainer.artifacts.patience import Fault, Kind
+from trainer.artifacts.probe import ALONE
 from trainer.errors import StoreError
 
 # 409: another request for the same key is under way. 400: what was sent did not arrive as it was sent.
@@ -34,7 +35,6 @@ _GIVE = (
     "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a machine whose role may use it"
 )
 _RENEW = "renew them (aws sso login, or new keys in ~/.aws); a run that goes on reads them again by itself"
-_ALONE = "use another store; or, if never two machines write at once, s3+single-writer:// in place of s3://"
 _ENDPOINT = "is the network up, and is AWS_ENDPOINT_URL right?"
 _TRUSTED = "is its certificate valid? AWS_CA_BUNDLE names another authority"
 
@@ -71,7 +71,7 @@ _BROKEN: tuple[tuple[tuple[type[Exception], ...], Fault], ...] = (
         _thrice(Fault(Kind.CORRUPT, "the bytes do not match the service's checksum")),
     ),
     ((broken.ConnectTimeoutError,), _passing("it cannot be reached in time", _ENDPOINT)),
-    ((broken.ReadTimeoutError,), _passing("no answer in time")),
+    ((broken.ReadTimeoutError,), _passing("no answer in time", _ENDPOINT)),
     ((broken.SSLError,), _thrice(_passing("no trusted connection", _TRUSTED))),
     ((broken.ConnectionError,), _passing("it cannot be reached", _ENDPOINT)),
     ((broken.IncompleteReadError, ResponseParserError), _passing("the reply was cut off")),
@@ -86,6 +86,8 @@ def judge(error: Exception, bucket: str, endpoint: str) -> Fault | None:
     inner = getattr(error, "kwargs", {}).get("error")
     if isinstance(inner, StoreError):  # raised by the file that was being sent
         return Fault(Kind.FAILED, inner.message, inner.hint)
+    if isinstance(error, RecursionError):  # boto3 follows redirects to other regions, however many
+        return _user("it redirects in circles", _ENDPOINT)
     for kinds, fault in _BROKEN:
         if isinstance(error, kinds):
             return fault
@@ -121,7 +123,7 @@ def _answered(error: broken.ClientError, bucket: str, endpoint: str) -> Fault:
     if status == 404:
         return Fault(Kind.ABSENT, told)
     if status == 501 and error.operation_name == "PutObject":
-        return Fault(Kind.REFUSED, f"{endpoint} does not know If-None-Match ({told})", _ALONE)
+        return Fault(Kind.REFUSED, f"{endpoint} does not know If-None-Match ({told})", ALONE)
     if code in _EXPIRED:
         return Fault(Kind.REFUSED, f"the credentials have expired ({told})", _RENEW, new_client=True)
     if code == "RequestTimeTooSkewed":

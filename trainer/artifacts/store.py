@@ -19,6 +19,9 @@ from trainer.errors import StoreError, UsageError
 TEMPORARY = ".tmp"
 """Folder of unfinished writes in a directory store; a key may not pass through it."""
 
+SINGLE_WRITER = "s3+single-writer"
+"""Scheme of a store on an S3 endpoint that overwrites: its user promises that no two machines write at once."""
+
 _LONGEST_KEY = 1024  # bytes of UTF-8: the limit of S3 and of GCS
 _LONGEST_PART = 255  # bytes: NAME_MAX of every common file system
 
@@ -117,7 +120,7 @@ def open_store(uri: str) -> Store:
                 f"{uri} does not name an absolute path", hint="write it as file:///absolute/path"
             )
         return LocalStore(Path(path))
-    if scheme in ("s3", "s3+single-writer"):
+    if scheme in ("s3", SINGLE_WRITER):
         from trainer.artifacts.s3 import S3Store
 
         return S3Store(uri)
