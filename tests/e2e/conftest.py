@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 
+import boto3
 import pytest
 
 from tests.artifacts import servers
@@ -22,9 +23,15 @@ NAMES = ("s3", "gcs", "rgw")
 
 @pytest.fixture(scope="session")
 def rgw_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if why := radosgw.missing():
-        pytest.skip(why)
+    if absent := radosgw.missing():
+        pytest.skip(f"needs apt-get install radosgw ceph-osd ceph-mon ceph-base ceph-common: no {absent[0]}")
     with radosgw.radosgw(tmp_path_factory.mktemp("ceph")) as url:
+        client = boto3.client(
+            "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id=radosgw.KEY_ID,
+            aws_secret_access_key=radosgw.SECRET,
+        )  # fmt: skip
+        client.create_bucket(Bucket=servers.BUCKET)
+        client.close()
         yield url
 
 

@@ -24,7 +24,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_corpus(folder / "train.jsonl", 150), write_corpus(folder / "held-out.jsonl", 20, seed=1)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1 process", "2 processes"])
+@pytest.fixture(scope="module", params=[1, 2], ids=["alone", "pair"])
 def whole(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, corpus: tuple[Path, Path]
 ) -> Iterator[Whole]:
