@@ -12,12 +12,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.artifacts.local import LocalStore
-from trainer.artifacts.store import Entry, open_store
+from trainer.artifacts.store import Entry, LeavesTraces, Store, open_store
 from trainer.errors import StoreError
 
 _LIVES = multiprocessing.get_context("forkserver")
@@ -31,6 +31,9 @@ _LIVES.set_forkserver_preload(
     ]
 )
 
+SMALL_PARTS = "VLAUNCH_TEST_PART"
+"""In a life's environment: bytes of a part of a file in a bucket."""
+
 # A life that is neither killed nor finished by then hangs: the test fails instead of waiting for ever.
 LONGEST_LIFE_S = 120.0
 
@@ -41,6 +44,7 @@ class Death:
 
     before / after: at the `nth` write to the store whose key starts with `key`.
     refused: that write fails, and the machine lives on; with a `rank`, only in that process.
+    frozen: all of the machine is stopped just before that write, until somebody wakes it up (`thaw`).
     staging: while the `nth` checkpoint is being written to the local disk.
     later: `seconds` after the first step of this life is in the journal.
     never: it is left to finish.
@@ -57,15 +61,18 @@ class Death:
         return f"{self.when} {what} #{self.nth}"
 
 
+_AT_A_WRITE = ("before", "after", "refused", "frozen")
+
+
 def die() -> None:
     """SIGKILL to the whole machine: supervisor and all of its processes."""
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 class FatalStore:
-    """A local store in which a chosen write is the last thing that the machine does."""
+    """A store in which a chosen write is the last thing that the machine does."""
 
-    def __init__(self, inner: LocalStore, death: Death) -> None:
+    def __init__(self, inner: Store, death: Death) -> None:
         self._inner, self._death = inner, death
         self._left = death.nth
         self._lock = threading.Lock()
@@ -99,11 +106,11 @@ class FatalStore:
         self._inner.delete(key)
 
     def sweep(self, older_than_s: float) -> int:
-        return self._inner.sweep(older_than_s)
+        return self._inner.sweep(older_than_s) if isinstance(self._inner, LeavesTraces) else 0
 
     def _fatal(self, key: str, write: Callable[[], object]) -> object:
         here = self._death.rank is None or os.environ.get("LOCAL_RANK") == str(self._death.rank)
-        chosen = self._death.when in ("before", "after", "refused") and here and key.startswith(self._death.key)
+        chosen = self._death.when in _AT_A_WRITE and here and key.startswith(self._death.key)
         if chosen:
             with self._lock:
                 self._left -= 1
@@ -112,33 +119,73 @@ class FatalStore:
             die()
         if chosen and self._death.when == "refused":
             raise StoreError("the store does not want this")
+        if chosen and self._death.when == "frozen":
+            os.killpg(os.getpgrp(), signal.SIGSTOP)
         done = write()
-        if chosen:
+        if chosen and self._death.when == "after":
             die()
         return done
 
 
 def begin(
-    run: str, workdir: Path, death: Death, *, forget_random_state: bool = False
+    run: str,
+    workdir: Path,
+    death: Death,
+    *,
+    forget_random_state: bool = False,
+    environment: Mapping[str, str] | None = None,
 ) -> multiprocessing.process.BaseProcess:
     """Start a life and let it run beside the test. Its output goes to `workdir`.log."""
-    process = _LIVES.Process(target=_life, args=(run, workdir, death, forget_random_state))
+    arguments = (run, workdir, death, forget_random_state, dict(environment or {}))
+    process = _LIVES.Process(target=_life, args=arguments)
     process.start()
     return process
 
 
-def live(run: str, workdir: Path, death: Death, *, forget_random_state: bool = False) -> bool:
+def live(
+    run: str,
+    workdir: Path,
+    death: Death,
+    *,
+    forget_random_state: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> bool:
     """One life. Returns whether it was killed (or else finished)."""
-    process = begin(run, workdir, death, forget_random_state=forget_random_state)
+    process = begin(run, workdir, death, forget_random_state=forget_random_state, environment=environment)
     process.join(LONGEST_LIFE_S)
     if process.is_alive():
-        _kill_group(process.pid)
+        kill_group(process.pid)
         raise AssertionError(f"a life ({death}) hung; its output is in {workdir}.log")
     if process.exitcode not in (0, -signal.SIGKILL):
         raise AssertionError(
             f"a life ({death}) ended with {process.exitcode}:\n{_log(workdir).read_text()[-3000:]}"
         )
     return process.exitcode != 0
+
+
+def wait_until_frozen(process: multiprocessing.process.BaseProcess, workdir: Path) -> None:
+    """Until every process of a life stands still: a rank stops itself, and the kernel stops the others."""
+    deadline = time.monotonic() + LONGEST_LIFE_S
+    while not (members := _states(process.pid)) or set(members) != {"T"}:
+        assert time.monotonic() < deadline, f"nothing froze; its output is in {_log(workdir)}"
+        assert process.is_alive(), _log(workdir).read_text()[-3000:]
+        time.sleep(0.01)
+
+
+def thaw(process: multiprocessing.process.BaseProcess) -> None:
+    assert process.pid is not None
+    os.killpg(process.pid, signal.SIGCONT)
+
+
+def _states(group: int | None) -> list[str]:
+    """The kernel's letters for what the processes of a group do; zombies are left out."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] != "Z":
+                found.append(fields[0])
+    return found
 
 
 def begin_box(
@@ -161,8 +208,11 @@ def _box(run: str, workdir: Path, environment: dict[str, str]) -> None:
     os._exit(code)
 
 
-def _life(run: str, workdir: Path, death: Death, forget_random_state: bool) -> None:
+def _life(
+    run: str, workdir: Path, death: Death, forget_random_state: bool, environment: dict[str, str]
+) -> None:
     _alone(workdir)
+    os.environ.update(environment)
     from trainer.__main__ import start_logging
     from trainer.supervisor import Attempt
 
@@ -170,7 +220,8 @@ def _life(run: str, workdir: Path, death: Death, forget_random_state: bool) -> N
     if forget_random_state:
         _forget_random_state()
     store = open_store(run)
-    assert isinstance(store, LocalStore)
+    if environment.get(SMALL_PARTS):  # so that even the files of these models go in several parts
+        store = type(store)(run, part=int(environment[SMALL_PARTS]))  # type: ignore[call-arg]
     if death.when == "later":
         threading.Thread(target=_die_later, args=(run, death.seconds), daemon=True).start()
     if death.when == "staging":
@@ -226,7 +277,7 @@ def _die_later(run: str, seconds: float) -> None:
     die()
 
 
-def _kill_group(pid: int | None) -> None:
+def kill_group(pid: int | None) -> None:
     try:
         os.killpg(pid or 0, signal.SIGKILL) if pid else None
     except ProcessLookupError:
