@@ -1,7 +1,7 @@
 """The process beside an attempt that keeps W&B up to date: `python -m launcher.tracking.beside URI ATTEMPT`.
 
-Started by the box on its first machine where there is a key (trainer/publishing.py). It only reads the store, at the
-lowest priority, so W&B can neither stop nor slow training: a server that hangs, or wandb's own process killed, ends
+Started by the box on its first machine where there is a key (trainer/publishing.py). It only reads the store, at a
+low priority, so W&B can neither stop nor slow training: a server that hangs, or wandb's own process killed, ends
 one try, and another follows. It lives as long as its standard input is open; then it looks once more, and ends.
 """
 
@@ -23,6 +23,8 @@ from trainer.artifacts.store import open_store
 
 log = logging.getLogger("tracking")
 
+# A tenth of what training gets where cores are short. At 19 it would not even start on a machine that is overloaded.
+_BELOW_TRAINING = 10
 # Between two tries, doubled up to the second.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 5.0, 300.0
 # After the last look wandb may still be sending; then this machine is needed for nothing else.
@@ -33,7 +35,7 @@ def main(run_uri: str, attempt: int) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout
     )
-    os.nice(19)
+    os.nice(_BELOW_TRAINING)
     # A notice or a Ctrl-C goes to the whole group; what follows from it is seen in the store.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

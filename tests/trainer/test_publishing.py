@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from trainer.artifacts.store import open_store
 
 pytest.importorskip("wandb", reason="the extra [wandb] is not installed")
 
-STEPS = 500  # so many that W&B's processes come into being while an attempt makes them
+STEPS = 300
 
 
 @pytest.fixture
@@ -34,12 +35,11 @@ def server() -> Iterator[WandbServer]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> str:
-    """A run whose steps take a while."""
     uri = str(tmp_path / "store/runs/five")
     corpus = write_corpus(tmp_path / "train.jsonl", 60), write_corpus(tmp_path / "held-out.jsonl", 8, seed=1)
     create_run(
-        uri, *corpus, train__max_steps=STEPS, train__num_train_epochs=1000.0, train__global_batch_size=8,
-        train__eval_steps=100, train__logging_seconds=0.2, checkpoint__save_steps=20,
+        uri, *corpus, train__max_steps=STEPS, train__num_train_epochs=1000.0, train__eval_steps=50,
+        train__logging_seconds=0.2, checkpoint__save_steps=20,
     )  # fmt: skip
     return uri
 
@@ -51,17 +51,38 @@ def take_away(machine: BaseProcess) -> None:
     machine.join(LONGEST_LIFE_S)
 
 
-def core_of(machine: BaseProcess) -> int:
-    """The process that wandb started on a machine: a child of one of the machine's, in a group of its own."""
+def processes_of(machine: BaseProcess) -> dict[int, bytes]:
+    """Command lines of what runs on a machine, wandb's own process included: it is in a group of its own."""
+    lines, parents = {}, {}
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and b"wandb-core" in (entry / "cmdline").read_bytes():
-                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                if os.getpgid(parent) == machine.pid:
-                    return int(entry.name)
+            if entry.name.isdigit():
+                lines[int(entry.name)] = (entry / "cmdline").read_bytes()
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
         except OSError:
             continue
-    raise AssertionError("wandb has no process there")
+    here = {machine.pid}
+    while found := {pid for pid, parent in parents.items() if parent in here} - here:
+        here |= found
+    return {pid: lines[pid] for pid in here if pid in lines}
+
+
+def signal_training(machine: BaseProcess, number: signal.Signals) -> None:
+    """Everything on a machine but what follows the run for W&B: so a test can wait for W&B while no step is made."""
+    for pid, line in processes_of(machine).items():
+        if b"launcher.tracking.beside" not in line and b"wandb-core" not in line:
+            os.kill(pid, number)
+
+
+@contextmanager
+def standing_still(run: str, machine: BaseProcess, attempt: int, server: WandbServer) -> Iterator[None]:
+    """After the first checkpoint of an attempt, and until W&B has got further by it."""
+    got = server.count()
+    wait_for_journal(run, "checkpoint", attempt)
+    signal_training(machine, signal.SIGSTOP)
+    server.wait_for_more(got)
+    yield
+    signal_training(machine, signal.SIGCONT)
 
 
 def wait_for_journal(run: str, kind: str, attempt: int) -> None:
@@ -83,17 +104,14 @@ def curve_of(server: WandbServer) -> Curve:
 def test_five_attempts_are_one_curve_at_wandb_and_in_its_files(
     run: str, tmp_path: Path, server: WandbServer, vlaunch_process: Callable[..., Ran]
 ) -> None:
-    """Four machines are taken without notice, the first two when the server has got further by them. Half a minute of
-    real attempts, for the promise of one curve."""
+    """Four machines are taken without notice, each when W&B has got further by it: real attempts, for one curve."""
     environment = {**server.environment, "HF_TOKEN": "hf_never_to_be_seen"}
-    for attempt in range(1, 5):
+    for attempt in range(1, 6):
         machine = begin_box(run, tmp_path / f"work-{attempt}", environment)
-        if attempt <= 2:
-            server.wait_for_more()
-        wait_for_journal(run, "checkpoint", attempt)
-        take_away(machine)
-    machine = begin_box(run, tmp_path / "work-5", environment)
-    machine.join(3 * LONGEST_LIFE_S)
+        with standing_still(run, machine, attempt, server):
+            if attempt < 5:
+                take_away(machine)
+    machine.join(LONGEST_LIFE_S)
     assert machine.exitcode == 0
 
     curve, (steps, held_out) = curve_of(server), read_metrics(open_store(run))
@@ -123,9 +141,10 @@ def test_a_killed_process_of_wandb_costs_neither_a_step_nor_a_point(
     run: str, tmp_path: Path, server: WandbServer
 ) -> None:
     machine = begin_box(run, tmp_path / "work", server.environment)
-    server.wait_for_more()
-    os.kill(core_of(machine), signal.SIGKILL)
-    machine.join(3 * LONGEST_LIFE_S)
+    with standing_still(run, machine, 1, server):
+        (core,) = [pid for pid, line in processes_of(machine).items() if b"wandb-core" in line]
+        os.kill(core, signal.SIGKILL)
+    machine.join(LONGEST_LIFE_S)
     assert machine.exitcode == 0
     curve = curve_of(server)
     assert curve.received == curve.steps == list(range(STEPS + 1)) and curve.begun == 2

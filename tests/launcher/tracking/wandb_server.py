@@ -75,13 +75,13 @@ class WandbServer:
             self._http.server_close()
             thread.join()
 
-    def wait_for_more(self, timeout_s: float = 120.0) -> None:
-        """Until more steps have come than it has now."""
+    def wait_for_more(self, than: int, timeout_s: float = 120.0) -> None:
+        """Until more steps have come than so many."""
         with self.changed:
-            had = self._count()
-            assert self.changed.wait_for(lambda: self._count() > had, timeout_s), f"no step came after {had}"
+            assert self.changed.wait_for(lambda: self.count() > than, timeout_s), f"no step came after {than}"
 
-    def _count(self) -> int:
+    def count(self) -> int:
+        """Steps that have come."""
         return sum(len(curve.received) for curve in self.curves.values())
 
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
