@@ -58,6 +58,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "aiohttp",
         "orjson",
         "prometheus-client",
+        "llguidance",
     ),
     "sky": ("skypilot",),
     "wandb": ("wandb",),

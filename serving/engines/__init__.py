@@ -6,11 +6,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from serving.engine import Engine
 from trainer.errors import UsageError
 
-KINDS = {"hf": "serving.engines:open_hf", "vllm": "serving.engines.vllm:open_vllm"}
+if TYPE_CHECKING:
+    from serving.engines.loading import ModelOptions
+
+KINDS = {"hf": "serving.engines:open_hf", "vllm": "serving.engines:open_vllm"}
 _DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -60,15 +64,29 @@ async def open_hf(options: EngineOptions) -> Engine:
     import torch
 
     from serving.engines.hf import HfEngine
-    from serving.engines.loading import ModelOptions
     from serving.engines.scheduler import Limits
 
-    if options.load_8bit and options.load_4bit:
-        raise UsageError("--load-8bit and --load-4bit exclude each other")
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = ModelOptions(
+    limits = None if options.max_running is None else Limits(running=options.max_running)
+    return await HfEngine.open(_model(options, device), name=options.name, limits=limits)
+
+
+async def open_vllm(options: EngineOptions) -> Engine:
+    """The engine on vLLM, which chooses its own device. Raises ConfigError, NotReady, CorruptObject."""
+    from serving.engines.vllm import VllmEngine
+
+    most = {} if options.max_running is None else {"most": options.max_running}
+    return await VllmEngine.open(_model(options, "cuda"), name=options.name, **most)
+
+
+def _model(options: EngineOptions, device: str) -> ModelOptions:
+    from serving.engines.loading import ModelOptions
+
+    if options.load_8bit and options.load_4bit:
+        raise UsageError("--load-8bit and --load-4bit exclude each other")
+    return ModelOptions(
         model=options.model,
         device=device,  # type: ignore[arg-type]
         dtype=_DTYPES[options.dtype],  # type: ignore[arg-type]
@@ -76,5 +94,3 @@ async def open_hf(options: EngineOptions) -> Engine:
         num_gpus=options.num_gpus,
         adapters={name: Path(folder) for name, folder in options.adapters.items()},
     )
-    limits = None if options.max_running is None else Limits(running=options.max_running)
-    return await HfEngine.open(model, name=options.name, limits=limits)

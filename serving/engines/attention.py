@@ -80,30 +80,38 @@ def sequence_attention(
     if row is None or softcap is not None or s_aux is not None or attention_mask is not None:
         raise NotImplementedError("attention with a mask of its own, a cap or sinks")
     layer: int = getattr(module, "layer_idx")  # noqa: B009  (nn.Module types its attributes as modules)
-    grouped = key.shape[1] != query.shape[1]
-    out = []
-    for piece in row.pieces:
-        new = slice(piece.first, piece.last)
-        keys, values = piece.kv.write(layer, piece.start, key[:, :, new], value[:, :, new])
-        count = piece.last - piece.first
-        mask = None
-        if count == 1 and sliding_window is not None:
-            keys, values = keys[:, :, -sliding_window:], values[:, :, -sliding_window:]
-        elif count > 1 and (piece.start or (sliding_window is not None and count > sliding_window)):
-            mask = row.mask(piece.start, count, sliding_window, query.device)
-        out.append(
-            scaled_dot_product_attention(
-                query[:, :, new],
-                keys,
-                values,
-                attn_mask=mask,
-                is_causal=count > 1 and mask is None,
-                scale=scaling,
-                enable_gqa=grouped,
-            )
-        )
+    out = [_attend(row, piece, layer, query, key, value, sliding_window, scaling) for piece in row.pieces]
     joined = torch.cat(out, dim=2) if len(out) > 1 else out[0]
     return joined.transpose(1, 2).contiguous(), None
+
+
+def _attend(
+    row: Row,
+    piece: Piece,
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window: int | None,
+    scaling: float | None,
+) -> Tensor:
+    """(1, heads, n, head_dim): the n tokens of one piece. The arguments are those of the whole row."""
+    new, count = slice(piece.first, piece.last), piece.last - piece.first
+    keys, values = piece.kv.write(layer, piece.start, key[:, :, new], value[:, :, new])
+    mask = None
+    if count == 1 and window is not None:
+        keys, values = keys[:, :, -window:], values[:, :, -window:]
+    elif count > 1 and (piece.start or (window is not None and count > window)):
+        mask = row.mask(piece.start, count, window, query.device)
+    return scaled_dot_product_attention(
+        query[:, :, new],
+        keys,
+        values,
+        attn_mask=mask,
+        is_causal=count > 1 and mask is None,
+        scale=scaling,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
 
 
 def register() -> str:

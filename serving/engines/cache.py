@@ -22,6 +22,8 @@ BLOCK = 64
 _GROWTH = 8
 # Fewer common tokens are sooner computed than looked after.
 _WORTHWHILE = 16
+# Finished sequences that are kept at most: each is looked at when a request comes in.
+_MOST_KEPT = 512
 
 
 class KeyValues:
@@ -64,9 +66,10 @@ class KeyValues:
 
 @dataclass(slots=True, eq=False)
 class Kept:
-    """What a finished sequence left."""
+    """What a finished sequence left. `head`: its first tokens, by which most others are told apart at once."""
 
     tokens: NDArray[np.int64]
+    head: bytes
     adapter: str | None
     kv: KeyValues
 
@@ -108,10 +111,13 @@ class Cache:
             self.release(kv)
             return
         array = np.asarray(tokens[: kv.length], dtype=np.int64)
-        for other in [kept for kept in self._kept if kept.adapter == adapter]:
+        head = array[:_WORTHWHILE].tobytes()
+        for other in self._like(head, adapter):
             if len(other.tokens) <= len(array) and _common(other.tokens, array) == len(other.tokens):
                 self._drop(other)
-        self._kept.append(Kept(array, adapter, kv))
+        self._kept.append(Kept(array, head, adapter, kv))
+        if len(self._kept) > _MOST_KEPT:
+            self._drop(self._kept[0])
 
     def fresh(self, tokens: int) -> KeyValues | None:
         """Empty keys and values with room for so many tokens, or None."""
@@ -134,11 +140,12 @@ class Cache:
         best: Kept | None = None
         source: KeyValues | None = None
         most = _WORTHWHILE - 1
-        for kept in self._kept:
-            if kept.adapter == adapter and (common := _common(kept.tokens, array)) > most:
+        for kept in self._like(array[:_WORTHWHILE].tobytes(), adapter):
+            if (common := _common(kept.tokens, array)) > most:
                 best, source, most = kept, kept.kv, common
         for others, other_adapter, kv in running:
-            if other_adapter == adapter and kv.length > most:
+            alike = other_adapter == adapter and others[:_WORTHWHILE] == tokens[:_WORTHWHILE]
+            if alike and kv.length > most:
                 common = _common(np.asarray(others[: kv.length], dtype=np.int64), array)
                 if common > most:
                     best, source, most = None, kv, common
@@ -148,6 +155,9 @@ class Cache:
         if fresh is not None and source is not None:
             fresh.copy_from(source, most)
         return fresh
+
+    def _like(self, head: bytes, adapter: str | None) -> list[Kept]:
+        return [kept for kept in self._kept if kept.head == head and kept.adapter == adapter]
 
     def _fits(self, tokens: int) -> bool:
         return self.used + _blocks(tokens) <= self.budget

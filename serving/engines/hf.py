@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Mapping
 import torch
 
 from serving.engine import Busy, Delta, ModelCard, Refused, Sampling
+from serving.engines import schema
 from serving.engines.adapters import Adapters
 from serving.engines.cache import BLOCK, Cache, KeyValues, token_bytes
 from serving.engines.loading import Loaded, ModelOptions, load
@@ -37,7 +38,7 @@ _MOST_TOKENS = 1 << 20
 class HfEngine:
     """See serving.engine.Engine. Make one with `open`; it answers in the event loop in which it was opened."""
 
-    def __init__(self, loaded: Loaded, options: ModelOptions, name: str, limits: Limits | None) -> None:
+    def __init__(self, loaded: Loaded, options: ModelOptions, name: str, limits: Limits) -> None:
         """Proves that the model can be served; blocks. Raises ConfigError where it cannot."""
         folders = dict(options.adapters)
         self._own = None
@@ -49,24 +50,30 @@ class HfEngine:
         network = Network(loaded.model)
         network.prove()
         self._adapters = Adapters(loaded.model, folders)
-        self._limits = limits or Limits(kv_tokens=_affordable(loaded, network.device))
-        if self._limits.kv_tokens < BLOCK:
-            raise ConfigError(f"room for {self._limits.kv_tokens} tokens is too little: at least {BLOCK}")
-        cache = Cache(self._limits.kv_tokens)
+        self._limits = limits
+        tokens = _affordable(loaded, network.device) if limits.kv_tokens is None else limits.kv_tokens
+        if tokens < BLOCK:
+            raise ConfigError(f"room for {tokens} tokens is too little: at least {BLOCK}")
+        cache = Cache(tokens)
         self._context = min(loaded.context, cache.budget)
         self._vocabulary = Vocabulary(loaded.tokeniser.backend_tokenizer)
         self._size = network.vocabulary
         self._ends = loaded.ends
         self._prompts = Prompts(loaded.tokeniser)
-        abilities = {"logprobs", "embeddings"} | ({"tools"} if takes_tools(loaded.tokeniser) else set())
-        self._card = ModelCard(name, self._context, tuple(options.adapters), frozenset(abilities))
+        self._schemas = schema.Schemas(loaded.tokeniser, self._size, self._ends)
+        abilities = {"logprobs", "embeddings"}
+        abilities |= {"tools"} if takes_tools(loaded.tokeniser) else set()
+        abilities |= {"json_schema"} if schema.available() else set()
+        self._card = ModelCard(
+            name, self._context, tuple(options.adapters), frozenset(abilities), places=self._limits.running
+        )
         scheduler = Scheduler(self._limits, cache)
         self._steps = Steps(network, self._adapters, scheduler, self._vocabulary)
 
     @classmethod
     async def open(cls, options: ModelOptions, *, name: str, limits: Limits | None = None) -> HfEngine:
-        """Load a model and start its thread. `limits` None takes what memory allows."""
-        engine = await asyncio.to_thread(lambda: cls(load(options), options, name, limits))
+        """Load a model and start its thread."""
+        engine = await asyncio.to_thread(lambda: cls(load(options), options, name, limits or Limits()))
         engine._steps.start(asyncio.get_running_loop())
         return engine
 
@@ -86,6 +93,8 @@ class HfEngine:
         self, prompt: list[int], sampling: Sampling, *, adapter: str | None = None
     ) -> AsyncIterator[Delta]:
         request = self._request(prompt, sampling, adapter)
+        if sampling.json_schema is not None:
+            request.follower = await asyncio.to_thread(self._schemas.follow, sampling.json_schema)
         self._steps.submit(request)
         try:
             while True:
@@ -150,8 +159,8 @@ class HfEngine:
             raise Refused(f"the prompt has token ids beyond this model's 0 to {self._size - 1}")
         if adapter is not None and adapter not in self._adapters:
             raise Refused(f"there is no adapter {adapter!r}")
-        if sampling.json_schema is not None:
-            raise Refused("response_format: this engine cannot keep an answer to a JSON schema")
+        if sampling.json_schema is not None and not schema.available():
+            raise Refused('response_format: JSON schemas need llguidance: pip install "vlaunch[serve]"')
         asked = sampling.max_tokens
         if asked is not None and asked < 1:
             raise Refused(f"max_tokens is {asked}, but an answer has at least one token")

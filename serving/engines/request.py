@@ -12,6 +12,7 @@ from serving.engine import Delta, Logprob, Sampling
 
 if TYPE_CHECKING:
     from serving.engines.cache import KeyValues
+    from serving.engines.schema import Follower
     from serving.engines.text import Writer
 
 Finish = Literal["stop", "length"]
@@ -59,6 +60,7 @@ class Request:
 
     tokens: the prompt, then what was made. Their first `kv.length` have keys and values.
     pending, told: tokens made since the last delta, and their logprobs.
+    follower: keeps the answer to a JSON schema.
     pooled: for embeddings, the sum of the hidden states so far; such a request makes no token.
     """
 
@@ -77,6 +79,7 @@ class Request:
     cached_tokens: int = 0
     pending: int = 0
     told: list[Logprob] = field(default_factory=list)
+    follower: Follower | None = None
     pooled: list[float] | None = None
     begun: bool = False
     cancelled: bool = False

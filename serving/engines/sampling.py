@@ -45,6 +45,8 @@ def choose(logits: Tensor, requests: Sequence[Request]) -> list[Chosen]:
     for row, request in enumerate(requests):
         if _adjusts(request.sampling):
             _adjust(scores[row], request)
+        if request.follower is not None:
+            request.follower.rule_out(scores[row])
     best, tokens = scores.max(dim=-1)
     if not bool(torch.isfinite(best).all()):
         raise FloatingPointError("the model's logits are not numbers; its weights or its dtype are broken")

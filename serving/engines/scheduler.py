@@ -33,13 +33,14 @@ class Limits:
     Attributes:
         running: answers under way at a time.
         waiting: requests that may wait; more are told that the engine is busy.
-        kv_tokens: tokens whose keys and values are held, of running and finished sequences together.
+        kv_tokens: tokens whose keys and values are held, of running and finished sequences together; None: as many
+            as a share of the free memory holds.
         step_tokens: most prompt tokens of one step. Fewer are taken where a step would last longer than 0.2 s.
     """
 
     running: int = 64
     waiting: int = 256
-    kv_tokens: int = 65_536
+    kv_tokens: int | None = None
     step_tokens: int = 2048
 
 

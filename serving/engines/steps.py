@@ -124,7 +124,12 @@ class Steps:
         request.counts[chosen.token] = request.counts.get(chosen.token, 0) + 1
         if request.sampling.logprobs is not None:
             request.told.append(self._logprob(chosen))
-        text, finish = self._written(request, chosen.token)
+        try:
+            text, finish = self._written(request, chosen.token)
+        except RuntimeError as error:  # concerns this request alone
+            news.append((request, error))
+            self._over(request)
+            return
         if text or finish is not None:
             news.append((request, self._delta(request, text, finish)))
         if finish is not None:
@@ -141,6 +146,8 @@ class Steps:
             text += writer.end()
         if writer.stopped:
             return text, "stop"
+        if request.follower is not None and request.follower.take(token):
+            return text + ("" if enough else writer.end()), "stop"
         return text, "length" if enough else None
 
     def _delta(self, request: Request, text: str, finish: Finish | None) -> Delta:

@@ -79,7 +79,7 @@ class VllmEngine:
         tokeniser = load_tokeniser(options, source)
         abilities = {"logprobs", "json_schema"} | ({"tools"} if takes_tools(tokeniser) else set())
         context = int(llm.model_config.max_model_len)
-        card = ModelCard(name, context, tuple(options.adapters), frozenset(abilities))
+        card = ModelCard(name, context, tuple(options.adapters), frozenset(abilities), places=most)
         return cls(llm, vllm, tokeniser, card, adapters, template_ends(options, source, tokeniser), most)
 
     @property

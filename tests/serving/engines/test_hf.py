@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -201,3 +202,35 @@ def test_closing_an_engine_ends_its_requests_with_an_error(llama: Path) -> None:
         assert not engine.healthy()
 
     with_engine(llama, work)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "age": {"type": "integer", "minimum": 0, "maximum": 99},
+        "name": {"enum": ["fox", "dog"]},
+        "legs": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
+    },
+    "required": ["age", "name", "legs"],
+    "additionalProperties": False,
+}
+
+
+def test_an_answer_keeps_to_its_json_schema_beside_answers_that_need_not(llama: Path) -> None:
+    async def work(engine: HfEngine) -> list[Made]:
+        assert "json_schema" in engine.card.abilities
+        bounded = {"x-guidance": {"whitespace_flexible": False}, **SCHEMA}
+        asked = [
+            Sampling(seed=seed, max_tokens=200, json_schema=bounded, temperature=0.5 * seed)
+            for seed in range(4)
+        ]
+        free = collect(engine, [5], Sampling(max_tokens=20, ignore_eos=True))
+        made = await asyncio.gather(free, *(collect(engine, [5, 6], sampling) for sampling in asked))
+        with pytest.raises(Refused, match="response_format"):
+            await collect(engine, [5], Sampling(json_schema={"type": "no such type"}))
+        return made[1:]
+
+    for made in with_engine(llama, work):
+        value = json.loads(made.text)
+        assert made.finish == "stop" and sorted(value) == ["age", "legs", "name"]
+        assert 0 <= value["age"] <= 99 and value["name"] in ("fox", "dog") and len(value["legs"]) <= 2
