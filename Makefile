@@ -49,7 +49,7 @@ bench: install
 
 e2e: install
 	@echo "skipped: SkyPilot on two Slurm clusters (comes with part 4)"
-	@echo "skipped: S3 and GCS servers (come with part 3)"
+	.venv/bin/python -m pytest tests/e2e
 
 docs: install
 	.venv/bin/python -m pytest tests/docs
