@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+pytest.register_assert_rewrite("tests.artifacts.conformance")  # claims that other files import
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # What a developer's shell may hold and a test must not see; credentials too, so that no test can spend.

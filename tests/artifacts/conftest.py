@@ -13,8 +13,6 @@ from tests.artifacts.fault_proxy import FaultProxy
 from trainer.artifacts.bucket import BucketStore
 from trainer.artifacts.patience import Patience
 
-pytest.register_assert_rewrite("tests.artifacts.conformance")
-
 QUICK = Patience(connect_s=2, answer_s=10, tries=30, budget_s=0, first_wait_s=0.001, longest_wait_s=0.01)
 """Waits next to nothing between tries, since the servers of tests recover at once."""
 

@@ -15,6 +15,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -129,12 +130,9 @@ class FaultProxy:
 
     def _serve(self, client: socket.socket, number: int) -> None:
         host, _, port = self._upstream.partition(":")
-        with client, socket.create_connection((host, int(port))) as server:
-            try:
-                talk = _Talk(client, server)
-                while self._one(talk, number):
-                    pass
-            except (OSError, _Closed):
+        with client, suppress(OSError, _Closed), socket.create_connection((host, int(port))) as server:
+            talk = _Talk(client, server)
+            while self._one(talk, number):
                 pass
 
     def _one(self, talk: _Talk, connection: int) -> bool:
@@ -158,7 +156,7 @@ class FaultProxy:
             return talk.reset()
         if trouble is Trouble.BLACK_HOLE:
             return talk.wait_for_the_client_to_leave()
-        talk.server.socket.sendall(head.replace(self.netloc.encode(), self._upstream.encode()) + body)
+        talk.server.socket.sendall(head + body)  # the Host is signed
         return self._reply(talk, method, trouble)
 
     def _reply(self, talk: _Talk, method: str, trouble: Trouble | None) -> bool:

@@ -68,7 +68,7 @@ S3_CASES = {
         "AWS_DEFAULT_REGION=eu-west-1",
     ),
     "wrong region, not named": Case(
-        s3_error(301, "PermanentRedirect"), "in another region", "AWS_DEFAULT_REGION"
+        s3_error(301, "PermanentRedirect"), "redirects in circles", "AWS_ENDPOINT_URL"
     ),
     "no If-None-Match": Case(
         s3_error(501, "NotImplemented"), "does not know If-None-Match", "s3[+]single-writer://", methods="PUT"

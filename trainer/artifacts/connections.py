@@ -17,21 +17,32 @@ from trainer.artifacts.patience import Patience
 T = TypeVar("T")
 
 WORKERS = 8
-"""Parts under way at once; one connection to S3 or GCS carries roughly 100 MB/s at best."""
+"""Parts under way at once in a process; one connection to S3 or GCS carries roughly 100 MB/s at best."""
 
 
 def in_parallel(jobs: Sequence[Callable[[], T]]) -> list[T]:
     """Results in order. The first failure stops what has not begun, and is raised when the rest has ended."""
     if len(jobs) < 2:
         return [job() for job in jobs]
-    with ThreadPoolExecutor(min(WORKERS, len(jobs))) as pool:
-        futures = [pool.submit(job) for job in jobs]
-        done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in waiting:
-            future.cancel()
-        for future in done:
-            future.result()
-        return [future.result() for future in futures]
+    futures = [_workers().submit(job) for job in jobs]
+    done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
+    for future in waiting:
+        future.cancel()
+    wait(futures)
+    for future in done:
+        future.result()
+    return [future.result() for future in futures]
+
+
+_pool: ThreadPoolExecutor | None = None  # one for all files of a process: memory does not grow with their number
+
+
+def _workers() -> ThreadPoolExecutor:
+    global _pool
+    with _making:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(WORKERS)
+        return _pool
 
 
 _clients: dict[tuple[object, ...], Any] = {}
@@ -60,9 +71,9 @@ def _client_key(service: str, variables: tuple[str, ...], patience: Patience) ->
 
 
 def _begin_process() -> None:
-    """In the child of a fork: another thread may have held the lock, and the connections are the parent's."""
-    global _making
-    _making = Lock()
+    """In the child of a fork: another thread may have held the lock, and no other thread is there any more."""
+    global _making, _pool
+    _making, _pool = Lock(), None
 
 
 os.register_at_fork(after_in_child=_begin_process)
