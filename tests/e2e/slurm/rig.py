@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -89,18 +88,6 @@ class Rig:
 
     def set_zone(self, region: str, zone: str, state: str) -> None:
         self.slurm(region, "scontrol", "update", f"partitionname={zone}", f"state={state}")
-
-    def kill_server(self) -> None:
-        """SkyPilot's API server and the controllers of its jobs, as a machine that loses its power does."""
-        home = f"HOME={self.folder / 'home'}".encode()
-        for entry in Path("/proc").iterdir():
-            try:
-                words = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
-                if b"sky.server.server" in words or b"sky.jobs.controller" in words:
-                    if home in (entry / "environ").read_bytes().split(b"\0"):
-                        os.kill(int(entry.name), signal.SIGKILL)
-            except (OSError, ProcessLookupError):
-                continue  # it ended meanwhile
 
     def journal(self, run: str) -> list[Any]:
         from launcher.render import run_uri
