@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from trainer.errors import ConfigError
 
-CONFIG = "adapter_config.json"
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 class Adapters:
@@ -84,10 +84,10 @@ class Adapters:
 
 def _check(name: str, folder: Path) -> None:
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / _CONFIG).read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"adapter {name}: {folder} has no readable {CONFIG}: {error}",
+            f"adapter {name}: {folder} has no readable {_CONFIG}: {error}",
             hint="give a folder as PEFT or a LoRA run writes it",
         ) from None
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
@@ -96,6 +96,11 @@ def _check(name: str, folder: Path) -> None:
         raise ConfigError(
             f"adapter {name} replaces whole layers ({', '.join(config['modules_to_save'])}), which cannot be shared",
             hint="merge it into its base with vlaunch weights merge-adapter, and serve that",
+        )
+    if not (folder / _WEIGHTS).is_file():
+        raise ConfigError(
+            f"adapter {name}: {folder} has no {_WEIGHTS}",
+            hint="pickled weights (adapter_model.bin) are not loaded: they may run any code",
         )
 
 

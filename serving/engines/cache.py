@@ -1,7 +1,7 @@
 """Keys and values: one growing piece of memory for each sequence, a budget for all, and finished ones kept.
 
-Each sequence has its own contiguous keys and values, so attention reads them where they lie. On CPUs that is six
-times as fast as gathering pages (docs/decisions/020). What a finished sequence leaves is kept until its room is
+Each sequence has its own contiguous keys and values, so attention reads them where they lie. On CPUs that is up to
+six times as fast as gathering pages (docs/decisions/020). What a finished sequence leaves is kept until its room is
 needed: the next turn of a conversation begins with it and only computes what is new.
 """
 

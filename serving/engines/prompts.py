@@ -23,6 +23,8 @@ _MARK = f"\ufdd0{secrets.token_hex(8)}\ufdd0"
 
 
 class Prompts:
+    """One model's way from texts and dialogues to token ids. Making one costs about a second for 128,000 tokens."""
+
     def __init__(self, tokeniser: PreTrainedTokenizerFast) -> None:
         self._tokeniser = tokeniser
         _, self._secret, self._plain = under_secret_names(tokeniser.backend_tokenizer)
@@ -80,11 +82,11 @@ def takes_tools(tokeniser: PreTrainedTokenizerFast) -> bool:
 
 
 def _each_text(value: Any, change: Callable[[str], str]) -> Any:
-    """A copy of a JSON value with every text in it changed, names of fields excepted."""
+    """A copy of a JSON value with every text in it changed."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: inner if key == "role" else _each_text(inner, change) for key, inner in value.items()}
+        return {change(str(key)): _each_text(inner, change) for key, inner in value.items()}
     if isinstance(value, Sequence):
         return [_each_text(inner, change) for inner in value]
     return value

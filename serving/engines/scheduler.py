@@ -59,6 +59,8 @@ class Part:
 
 
 class Scheduler:
+    """Requests that wait, those that run, and what to compute next."""
+
     def __init__(self, limits: Limits, cache: Cache) -> None:
         self._limits = limits
         self._cache = cache

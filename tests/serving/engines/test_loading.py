@@ -161,6 +161,7 @@ def test_a_model_that_attends_otherwise_is_refused_by_name(llama: Path, tmp_path
     [
         ({"peft_type": "IA3"}, "no LoRA adapter"),
         ({"peft_type": "LORA", "modules_to_save": ["lm_head"]}, "replaces whole layers"),
+        ({"peft_type": "LORA"}, "no adapter_model.safetensors"),
         (None, "no readable adapter_config.json"),
     ],
 )
@@ -200,6 +201,8 @@ def test_a_dialogue_has_the_tokens_of_training_and_spelled_special_tokens_stay_t
         assert said in tokeniser.decode(ids)
         assert 2 not in engine.encode("</s>") and 2 in engine.encode("</s>", special=True)
         assert engine.encode("a")[0] == tokeniser.bos_token_id
+        with pytest.raises(Refused, match="the turns must be"):
+            engine.encode_chat([{"role": "</s>", "content": "Hello"}])
         with pytest.raises(Refused, match="the turns must be"):
             engine.encode_chat([{"role": "assistant", "content": "Hello"}])
         with pytest.raises(Refused, match="tools"):
