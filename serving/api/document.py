@@ -76,7 +76,7 @@ def openapi(models: Sequence[str]) -> dict[str, Any]:
         for path, (model, summary) in _PATHS.items()
     }
     for path, summary in _READ.items():
-        open_to_all = {"security": []} if path in ("/health", "/ready") else {}
+        open_to_all: dict[str, Any] = {"security": []} if path in ("/health", "/ready") else {}
         answers = {"200": {"description": "yes"}, **failures}
         paths[path] = {"get": {"summary": summary, "responses": answers, **open_to_all}}
     return {
