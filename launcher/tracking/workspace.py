@@ -59,7 +59,7 @@ def _saved() -> str:
     import wandb
 
     workspace = _workspace(os.environ.get("WANDB_ENTITY") or str(wandb.Api().default_entity))
-    workspace.save()
+    workspace.save()  # type: ignore[no-untyped-call]
     return str(workspace.url)
 
 
