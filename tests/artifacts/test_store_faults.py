@@ -21,8 +21,11 @@ SMALL = os.urandom(PART - 1)
 HASTY = Patience(connect_s=2, answer_s=0.4, tries=30, budget_s=0, first_wait_s=0.001, longest_wait_s=0.01)
 """For requests that never get an answer: more than any answer here takes."""
 
+TROUBLES = [
+    trouble for trouble in Trouble if trouble is not Trouble.TOO_MANY
+]  # which is BUSY in another number
 SILENT = (Trouble.BLACK_HOLE, Trouble.LATE_REPLY)
-DEAF = (Trouble.LOST_REPLY, Trouble.LATE_REPLY, Trouble.CUT_REPLY)
+DEAF = (*SILENT, Trouble.LOST_REPLY, Trouble.CUT_REPLY)
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,6 @@ def _put_in_parts(store: BucketStore) -> None:
 
 OPERATIONS = {
     "put_new of a new key": Operation(lambda s, _: s.put_new("a/key", b"mine"), True, leaves=b"mine"),
-    "put_new of the same bytes": Operation(
-        lambda s, _: s.put_new("a/key", b"mine"), True, _put(b"mine"), leaves=b"mine"
-    ),
     "put_new of a key that is taken": Operation(
         lambda s, _: s.put_new("a/key", b"mine"), False, _put(b"theirs"), leaves=b"theirs"
     ),
@@ -83,7 +83,7 @@ OPERATIONS = {
 
 
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
-@pytest.mark.parametrize("trouble", Trouble, ids=lambda trouble: trouble.name.lower())
+@pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.name.lower())
 def test_one_fault_at_any_request_changes_nothing(
     bucket: Bucket, proxy: FaultProxy, tmp_path: Path, operation: Operation, trouble: Trouble
 ) -> None:
@@ -100,7 +100,8 @@ def test_one_fault_at_any_request_changes_nothing(
         assert said == operation.says or damaged(operation, trouble)
         assert content(store) == operation.leaves
         # Who never hears that an upload was begun cannot abort it; `sweep` does.
-        assert store.sweep(older_than_s=-3600) <= (trouble in DEAF)
+        assert store.sweep(older_than_s=-3600) == 0 or trouble in DEAF
+        assert store.sweep(older_than_s=-3600) == 0
     assert number > 1
 
 

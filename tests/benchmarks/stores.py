@@ -146,9 +146,8 @@ def compare(folder: Path, aws: str | None, repeat: int) -> Iterator[dict[str, ob
         for name, (count, size) in SETS.items():
             files = folder / name.replace(" ", "")
             files.mkdir()
-            data = os.urandom(size)
             for number in range(count):
-                (files / f"w-{number}-{size}").write_bytes(data)
+                write_random(files / f"w-{number}-{size}", size)
             for direction in ("up", "down"):
                 for _ in range(repeat):  # in turn, so that a busy moment meets all of them
                     for client in clients:
@@ -165,6 +164,13 @@ def compare(folder: Path, aws: str | None, repeat: int) -> Iterator[dict[str, ob
                         }
             for path in files.iterdir():
                 path.unlink()
+
+
+def write_random(path: Path, size: int) -> None:
+    """In pieces: the memory of this process counts as that of every program it starts."""
+    with path.open("wb") as file:
+        for _ in range(size // MIB):
+            file.write(os.urandom(MIB))
 
 
 def main() -> None:
