@@ -86,7 +86,8 @@ def judge(error: Exception, bucket: str, endpoint: str) -> Fault | None:
     inner = getattr(error, "kwargs", {}).get("error")
     if isinstance(inner, StoreError):  # raised by the file that was being sent
         return Fault(Kind.FAILED, inner.message, inner.hint)
-    if isinstance(error, RecursionError):  # boto3 follows redirects to other regions, however many
+    # boto3 follows redirects to other regions, however many; botocore wraps what ends it inside a request.
+    if isinstance(error, RecursionError) or isinstance(inner, RecursionError):
         return _user("it redirects in circles", _ENDPOINT)
     for kinds, fault in _BROKEN:
         if isinstance(error, kinds):
