@@ -171,8 +171,8 @@ def on_terminal(words: list[str], environment: dict[str, str]) -> str:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["prepare", "s3://bucket/a.json", "--to", "o.jsonl"], "object stores arrive"),
-        (["merge", "raw.json", "--to", "gs://bucket/o.jsonl"], "object stores arrive"),
+        (["prepare", "s3://bucket/a.json", "--to", "o.jsonl"], "only files of this machine"),
+        (["merge", "raw.json", "--to", "gs://bucket/o.jsonl"], "only files of this machine"),
         (["merge", "raw.json", "--to", "o.txt"], "does not say what to write"),
         (["merge", "raw.json", "--to", "o.jsonl", "--shard", "4/4"], "is not I/N"),
         (["filter", "raw.json", "--to", "o.jsonl", "--off", "repitition"], "there is no filter"),
