@@ -10,7 +10,7 @@ of its own, and trains on the same conversations in the same order; the sides ta
     trainer           transformers' Trainer of this environment, each batch padded to its longest conversation
     recipe            the same Trainer fed as FastChat feeds it: each row padded to 2048
     fastchat          FastChat's own train.py with its own transformers, once (only where FASTCHAT_PYTHON names one)
-    ...-1             the same with one conversation a pass instead of two: nothing to pad, so loop against loop
+    ...-1             the same with one conversation a pass instead of four: nothing to pad, so loop against loop
 
 CPU seconds and memory are read from outside, of the process with its children, from the end of step WARM to the end
 of the last step: start-up, saving and export are not in them. A useful token is one that is not padding. Memory is
