@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from tests.trainer.boxes import run_box
 from tests.trainer.killing import Death, live
 from tests.trainer.runs import create_run
 from trainer.artifacts.fencing import valid_manifests
+from trainer.artifacts.manifest import fetch_verified
 from trainer.artifacts.store import open_store
 from trainer.checkpoint import restore
 from trainer.config import TrainConfig
@@ -91,7 +93,7 @@ def trained_model(done: Finished, world: World, folder: Path, base: Path | None 
     store = open_store(str(done.run))
     manifest = valid_manifests(store)[0]
     assert manifest.step == done.config.train.max_steps
-    fetch_all(store, list(manifest.files), folder)
+    fetch_all(partial(fetch_verified, store), list(manifest.files), folder)
     tokens = PreTrainedTokenizerFast.from_pretrained(done.inputs / "tokeniser")
     model = build(done.config, tokens, base, world.device)
     sharded = FullyShardedModel(model, done.config, world)

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tests.trainer.networks import llama
 from trainer import adapters, attention, quantize
 from trainer.artifacts.fencing import valid_manifests
 from trainer.artifacts.layout import EXPORT_MANIFEST
-from trainer.artifacts.manifest import hash_file
+from trainer.artifacts.manifest import fetch_verified, hash_file
 from trainer.artifacts.metrics import read_metrics
 from trainer.artifacts.store import open_store
 from trainer.config import LoraSection, TrainConfig
@@ -215,7 +216,7 @@ def test_a_checkpoint_holds_adapters_and_their_moments_alone(
     store = open_store(str(adapted(kind).run))
     manifest = valid_manifests(store)[0]
     held: dict[str, int] = {}
-    for path in fetch_all(store, list(manifest.files), tmp_path):
+    for path in fetch_all(partial(fetch_verified, store), list(manifest.files), tmp_path):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
                 held[name] = held.get(name, 0) + file.get_tensor(name).numel()
