@@ -336,12 +336,13 @@ def test_the_printed_line_asks_for_the_same(capsys: pytest.CaptureFixture[str], 
 
 
 def test_a_dry_run_of_a_line_prints_a_task(vlaunch: Vlaunch) -> None:
-    done = vlaunch("train", "--infra", "gcp", "--spot", "--dry-run", "--", *seed_001())
+    done = vlaunch("train", "--infra", "aws", "--spot", "--dry-run", "--", *seed_001())
 
     task = yaml.safe_load(done.out)
     assert done.code == 0
     assert task["name"].startswith("base-llama-7b-hf-dummy-")
-    assert {place["accelerators"] for place in task["resources"]["ordered"]} == {"A100-80GB:2"}
+    # The line asks for two; AWS lends this card by eight.
+    assert {place["accelerators"] for place in task["resources"]["ordered"]} == {"A100-80GB:8"}
     again = vlaunch(*printed_line(done.err)[1:], "--dry-run")
     assert again.out == done.out
     assert "note: " not in again.err
