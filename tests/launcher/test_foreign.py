@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 from collections.abc import Callable, Sequence
@@ -200,7 +201,8 @@ def request_of(*argv: str) -> TrainRequest:
 def printed_line(err: str) -> list[str]:
     """The vlaunch command of the conversation, as a shell would read it."""
     _, _, below = err.partition("the same in vlaunch's own words:\n")
-    return shlex.split(below.partition("\nplan  ")[0].replace("\\\n", " "))
+    words = itertools.takewhile(lambda line: line.startswith("  "), below.splitlines())
+    return shlex.split("\n".join(words).replace("\\\n", " "))
 
 
 @pytest.fixture
@@ -345,7 +347,7 @@ def test_a_dry_run_of_a_line_prints_a_task(vlaunch: Vlaunch) -> None:
     assert {place["accelerators"] for place in task["resources"]["ordered"]} == {"A100-80GB:8"}
     again = vlaunch(*printed_line(done.err)[1:], "--dry-run")
     assert again.out == done.out
-    assert "note: " not in again.err
+    assert "own words" not in again.err
 
 
 def test_a_plan_of_a_line_is_the_plan_of_its_request(vlaunch: Vlaunch) -> None:
