@@ -67,6 +67,9 @@ def pack(config: TrainConfig, store: str, recovery: str) -> Shipment:
     if config.parallel.strategy == "deepspeed":
         extras.append("deepspeed")
         modules.append("deepspeed")
+    if os.environ.get("WANDB_API_KEY") and config.tracking.report_to != "none":
+        extras.append("wandb")  # a process beside the attempt keeps the curve up to date
+        modules.append("wandb")
     if needed := _STORES.get(store.partition("://")[0]):
         modules.append(needed)
     return Shipment(

@@ -19,9 +19,10 @@ import yaml
 import task_templates
 from launcher.plan import Candidate, Plan, TrainRequest, make_plan
 from launcher.render import job_name, render_train, run_uri, trusted_task
-from launcher.shipment import Shipment
+from launcher.shipment import Shipment, pack
 from launcher.values import Gpus, Infra
 from tests.conftest import REPOSITORY, Ran
+from trainer.config import override
 from trainer.errors import NotReady
 from trainer.nodes import region
 from trainer.recipes import get_recipe
@@ -190,3 +191,14 @@ def test_machines_of_all_kinds_are_set_up_alike() -> None:
 )
 def test_a_machine_knows_its_region_from_whoever_started_it(environment: dict[str, str], told: str) -> None:
     assert region(environment) == told
+
+
+def test_a_key_of_wandb_travels_by_name_and_brings_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = get_recipe("tiny").config
+    assert "wandb" not in pack(config, "s3://bucket/store", "VLAUNCH").extras
+    monkeypatch.setenv("WANDB_API_KEY", "a-secret")
+    shipped = pack(config, "s3://bucket/store", "VLAUNCH")
+    assert "WANDB_API_KEY" in shipped.secrets and {"wandb"} <= {*shipped.extras} & {*shipped.modules}
+    assert "a-secret" not in repr(shipped)
+    silent = override(config, [("tracking.report_to", "none")])[0]
+    assert "wandb" not in pack(silent, "s3://bucket/store", "VLAUNCH").extras
