@@ -86,8 +86,7 @@ def judge(error: Exception, bucket: str, endpoint: str) -> Fault | None:
     inner = getattr(error, "kwargs", {}).get("error")
     if isinstance(inner, StoreError):  # raised by the file that was being sent
         return Fault(Kind.FAILED, inner.message, inner.hint)
-    # boto3 follows redirects to other regions, however many; botocore wraps what ends it inside a request.
-    if isinstance(error, RecursionError) or isinstance(inner, RecursionError):
+    if _in_circles(error):
         return _user("it redirects in circles", _ENDPOINT)
     for kinds, fault in _BROKEN:
         if isinstance(error, kinds):
@@ -98,6 +97,13 @@ def judge(error: Exception, bucket: str, endpoint: str) -> Fault | None:
         said = f"the AWS settings cannot be used ({type(error).__name__})"
         return Fault(Kind.REFUSED, said, "look at the variables AWS_* and at ~/.aws/config", new_client=True)
     return None
+
+
+def _in_circles(error: BaseException | None) -> bool:
+    """boto3 follows redirects to other regions, however many; whoever is called last may wrap what ends it."""
+    while error is not None and not isinstance(error, RecursionError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def code_of(error: broken.ClientError) -> str:
