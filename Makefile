@@ -42,6 +42,7 @@ test: check
 
 check: install
 	.venv/bin/ruff check $(CODE)
+	.venv/bin/ruff format --check --quiet $(CODE)
 	.venv/bin/mypy
 
 bench: install

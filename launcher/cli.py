@@ -48,7 +48,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "Loss, gradient norm and rate of every step, each step once",
         ),
         "cost-report": ("launcher.commands.cost_report", "What a run cost: useful, lost and saved dollars"),
-        "dashboard": ("launcher.commands.dashboard", "Every run on a page that refreshes by itself; W&B's workspace"),
+        "dashboard": (
+            "launcher.commands.dashboard",
+            "Every run on a page that refreshes by itself; W&B's workspace",
+        ),
     },
     "Prepare": {
         "data": ("launcher.commands.data", "Make and look at training conversations"),

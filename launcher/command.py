@@ -98,7 +98,11 @@ class CommandTree:
 
     def options(self, path: tuple[str, ...]) -> set[str]:
         command = self.at(path)
-        found = {p.setting for p in command.params if isinstance(p, Option)} if command and is_verb(command) else set()
+        found = (
+            {p.setting for p in command.params if isinstance(p, Option)}
+            if command and is_verb(command)
+            else set()
+        )
         return found.union(*(self.options((*path, part)) for part in self.parts(path)))
 
     def at(self, path: tuple[str, ...]) -> click.Command | None:

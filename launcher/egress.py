@@ -19,7 +19,11 @@ from trainer.artifacts.journal import RunEvent
 
 # cloud: to another of its regions, to anywhere else, and the source of both.
 _USD_PER_GB = {
-    "aws": ("0.02", "0.09", "AWS list prices, us-east-1 to us-west-2 (AWS re:Post, January 2026) and to the internet"),
+    "aws": (
+        "0.02",
+        "0.09",
+        "AWS list prices, us-east-1 to us-west-2 (AWS re:Post, January 2026) and to the internet",
+    ),
     "gcp": ("0.02", "0.12", "Google Cloud list prices, within North America and to the internet, 2026"),
 }
 

@@ -159,7 +159,9 @@ def _one_of(key: str, meanings: dict[str, str], why: str) -> Rule:
 
 def _report_to(draft: Draft, flag: str, values: Sequence[str]) -> None:
     if values == ["tensorboard"]:
-        draft.note(f"{shown(flag, values)}: vlaunch metrics RUN --tensorboard DIR writes its files at any time")
+        draft.note(
+            f"{shown(flag, values)}: vlaunch metrics RUN --tensorboard DIR writes its files at any time"
+        )
     else:
         _one_of("tracking.report_to", _REPORTS, "known are wandb, tensorboard and none")(draft, flag, values)
 

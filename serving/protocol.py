@@ -35,6 +35,7 @@ def parse_address(url: str) -> str:
     return url
 
 
+State = Literal["ready", "draining", "gone"]
 Address = Annotated[str, Field(max_length=_LONGEST_NAME), AfterValidator(parse_address)]
 Name = Annotated[str, Field(min_length=1, max_length=_LONGEST_NAME, pattern=r"^[\x20-\x7e]+$")]
 
@@ -66,7 +67,7 @@ class Announcement(Message):
     running: Annotated[int, Field(ge=0)] = 0
     waiting: Annotated[int, Field(ge=0)] = 0
     capacity: Annotated[int, Field(ge=1)] = 1
-    state: Literal["ready", "draining", "gone"] = "ready"
+    state: State = "ready"
 
 
 class Orders(Message):

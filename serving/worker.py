@@ -31,6 +31,7 @@ from serving.protocol import (
     WORKER_PORT,
     Announcement,
     Orders,
+    State,
     parse_address,
 )
 from serving.server import serve_until_told
@@ -97,7 +98,7 @@ class Worker:
                 self._told.set()
             await asyncio.sleep(ANNOUNCE_S)
 
-    async def _announce(self, state: str) -> None:
+    async def _announce(self, state: State) -> None:
         """Tell the controller all; whatever goes wrong is tried again in a second."""
         card = self._engine.card
         running, waiting = self._engine.load()
@@ -112,7 +113,7 @@ class Worker:
                 running=running,
                 waiting=waiting,
                 capacity=card.places,
-                state=state,  # type: ignore[arg-type]
+                state=state,
             )
             .model_dump_json()
             .encode()

@@ -161,7 +161,9 @@ class Checkpointer:
             return
         self._skipped += 1
         if self._skipped == 1 and self._world.leads:
-            log.warning("the store is slower than the saves: step %d is not saved, one is still under way", step)
+            log.warning(
+                "the store is slower than the saves: step %d is not saved, one is still under way", step
+            )
 
     def save(self, step: int, position: Position, sharded: Sharded, *, best: bool = False) -> None:
         """Begin a save of the state after optimiser step number `step`. Returns after the copy. The newest `best`
@@ -244,9 +246,7 @@ class Checkpointer:
         with closing(Teller(self._store, self._lease.epoch, save.step)) as teller:
             return upload.together(files, send, teller)
 
-    def _verdict(
-        self, save: _Save, everyone: list[Sent], began: float
-    ) -> tuple[str, Collection[str] | None]:
+    def _verdict(self, save: _Save, everyone: list[Sent], began: float) -> tuple[str, Collection[str] | None]:
         """The first process's word, and the blobs that are kept. Never raises: the others wait for it."""
         verdict, kept = "failed", None
         try:

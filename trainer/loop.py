@@ -91,9 +91,7 @@ def train(job: Job, start: int) -> tuple[Ending, int]:
     return "finished", job.total_steps
 
 
-def held_out_loss(
-    sharded: Sharded, corpus: TokenisedCorpus, limit: int, world: World, rows: int
-) -> float:
+def held_out_loss(sharded: Sharded, corpus: TokenisedCorpus, limit: int, world: World, rows: int) -> float:
     """Mean loss per trained token over the first `limit` conversations, dropout off; draws no random number."""
     count = min(limit, len(corpus))
     total = float(corpus.trained_counts[:count].sum())
@@ -175,7 +173,11 @@ def _measure_held_out(job: Job, step: int) -> bool:
     if job.held_out is None or not len(job.held_out):
         return False
     loss = held_out_loss(
-        job.sharded, job.held_out, job.train.max_eval_samples, job.world, job.train.per_device_train_batch_size
+        job.sharded,
+        job.held_out,
+        job.train.max_eval_samples,
+        job.world,
+        job.train.per_device_train_batch_size,
     )
     if job.world.leads:
         job.observer.held_out(EvalRecord(step=step, loss=loss, time=time.time()))

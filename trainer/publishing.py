@@ -65,7 +65,9 @@ def _wanted(tracking: TrackingSection) -> bool:
         return False
     missing = _missing()
     if missing and tracking.report_to == "wandb":
-        log.warning("no curve at W&B while this trains: %s; vlaunch metrics RUN --wandb sends it later", missing)
+        log.warning(
+            "no curve at W&B while this trains: %s; vlaunch metrics RUN --wandb sends it later", missing
+        )
     elif missing and "WANDB_API_KEY" in os.environ:
         log.info("no curve at W&B while this trains: %s", missing)
     return missing is None

@@ -78,7 +78,12 @@ class Replication:
                 self._conclude(replica, manifest, kept, first_problem(everyone), time.monotonic() - began)
 
     def _conclude(
-        self, replica: Counted, manifest: Manifest, kept: Collection[str] | None, problem: str | None, took_s: float
+        self,
+        replica: Counted,
+        manifest: Manifest,
+        kept: Collection[str] | None,
+        problem: str | None,
+        took_s: float,
     ) -> None:
         """On the first process: the manifest last, then what the run no longer has."""
         told = {"step": manifest.step, "store": replica.uri, "region": replica.region}

@@ -81,7 +81,9 @@ class Upload:
             over = self._over.is_set()
             failed = over and self._sent.problem is not None
             sent = min(self._pace.sent, self._size)  # requests may have been repeated
-            overs, failures, bytes_sent, total = self._sum(over, failed, self._size if over else sent, self._size)
+            overs, failures, bytes_sent, total = self._sum(
+                over, failed, self._size if over else sent, self._size
+            )
             if failures:
                 self._pace.stop("another process could not send its files")
             told(Progress(bytes_sent, total))

@@ -16,7 +16,9 @@ from launcher.output import emit, say
 @options.option(
     "--port", type=click.IntRange(0, 65535), default=0, show_default="a free one", help="Port to listen on."
 )
-@options.option("--wandb", is_flag=True, show_default=False, help="Make the project's workspace at W&B instead.")
+@options.option(
+    "--wandb", is_flag=True, show_default=False, help="Make the project's workspace at W&B instead."
+)
 @click.pass_context
 def command(ctx: click.Context, store: str, port: int, wandb: bool) -> None:
     """Loss, throughput, attempts and dollars of every run, on a page that only this computer sees.

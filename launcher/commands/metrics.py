@@ -27,7 +27,10 @@ from launcher.output import say, session
 @options.option("--png", type=click.Path(dir_okay=False, writable=True), help="Write the loss curve.")
 @options.option("--wandb", is_flag=True, show_default=False, help="Send W&B what it does not have yet.")
 @options.option(
-    "--wandb-offline", type=click.Path(file_okay=False), metavar="DIR", help="Write what wandb sync sends later."
+    "--wandb-offline",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Write what wandb sync sends later.",
 )
 @options.option(
     "--tensorboard", type=click.Path(file_okay=False), metavar="DIR", help="Write TensorBoard's event files."
@@ -58,7 +61,15 @@ def command(
     if wandb or wandb_offline or tensorboard:
         from launcher.tracking.showing import show
 
-        show(ctx, store, name, wandb=wandb, wandb_offline=wandb_offline, tensorboard=tensorboard, keep_on=follow)
+        show(
+            ctx,
+            store,
+            name,
+            wandb=wandb,
+            wandb_offline=wandb_offline,
+            tensorboard=tensorboard,
+            keep_on=follow,
+        )
         return
     if follow:
         from launcher.errors import UsageError

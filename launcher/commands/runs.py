@@ -100,7 +100,9 @@ def prune(
         confirm(f"Delete {files:,} files with {size / 1e6:,.1f} MB?", yes=yes)
     if not dry_run:
         found = [target.prune() for target in targets]
-    emit(ctx, _answer(store, found, skipped, pruned=not dry_run), lambda: prune_text(found, pruned=not dry_run))
+    emit(
+        ctx, _answer(store, found, skipped, pruned=not dry_run), lambda: prune_text(found, pruned=not dry_run)
+    )
 
 
 def _targets(
@@ -123,7 +125,9 @@ def _targets(
     return targets, skipped
 
 
-def _answer(store: str, found: list[Pruning], skipped: list[dict[str, str]], *, pruned: bool) -> dict[str, object]:
+def _answer(
+    store: str, found: list[Pruning], skipped: list[dict[str, str]], *, pruned: bool
+) -> dict[str, object]:
     rows = [
         {
             "run": each.run_id,

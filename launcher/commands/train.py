@@ -65,7 +65,9 @@ def command(
     plan = make_plan(request, catalog)
     shipment = shipment_of(request)
     if shipment.goes_back:
-        say("note: SkyPilot's own recovery will first go back to a region that failed; vlaunch doctor has a better one")
+        say(
+            "note: SkyPilot's own recovery will first go back to a region that failed; vlaunch doctor has a better one"
+        )
     if dry_run:
         say(plan_text(plan, launch_problems(request)))
         click.echo(render_train(plan, request, shipment), nl=False)

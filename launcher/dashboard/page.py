@@ -29,7 +29,18 @@ const again = async () => {
 };
 setTimeout(again, 3000);
 """
-_COLUMNS = ("Run", "State", "Loss", "Step", "Last loss", "Tokens/s", "Attempts", "Preemptions", "Dollars", "Saved")
+_COLUMNS = (
+    "Run",
+    "State",
+    "Loss",
+    "Step",
+    "Last loss",
+    "Tokens/s",
+    "Attempts",
+    "Preemptions",
+    "Dollars",
+    "Saved",
+)
 
 
 def overview(shown: Shown, store: str) -> str:
@@ -39,7 +50,9 @@ def overview(shown: Shown, store: str) -> str:
     for record in shown.runs:
         seen, bill = view(record, shown.at), bills[record.run_id]
         rows.append(_row(record, seen, saved_text(bill)))
-    total = [tag("p", total_line(combine(list(bills.values()), "all runs")) + ".", class_="lead")] if rows else []
+    total = (
+        [tag("p", total_line(combine(list(bills.values()), "all runs")) + ".", class_="lead")] if rows else []
+    )
     what = tag("div", table(_COLUMNS, rows, left=3), class_="card scroll") if rows else _nothing()
     heading = tag("h1", f"{len(rows)} run{'' if len(rows) == 1 else 's'}")
     return _page("vlaunch", shown, heading, *total, what, where=store)

@@ -98,7 +98,9 @@ def loss_chart(steps: Sequence[StepRecord], evals: Sequence[EvalRecord], where: 
 
 def speed_chart(steps: Sequence[StepRecord]) -> Markup:
     """Tokens per second of each step, by attempt; nothing before the second step."""
-    timed = [(b, (b.tokens - a.tokens) / b.step_s) for a, b in zip(steps, steps[1:], strict=False) if b.step_s > 0]
+    timed = [
+        (b, (b.tokens - a.tokens) / b.step_s) for a, b in zip(steps, steps[1:], strict=False) if b.step_s > 0
+    ]
     if not timed:
         return tag("p", "Two steps are needed for a speed.", class_="caption")
     shown, speeds = [record for record, _ in timed], [speed for _, speed in timed]

@@ -59,7 +59,9 @@ def document(title: str, body: Markup, script: str = "") -> str:
         tag("style", Markup(CSS)),
     )
     scripts = [tag("script", Markup(script))] if script else []
-    return "<!DOCTYPE html>\n" + tag("html", head, tag("body", definitions(), body, *scripts), lang="en") + "\n"
+    return (
+        "<!DOCTYPE html>\n" + tag("html", head, tag("body", definitions(), body, *scripts), lang="en") + "\n"
+    )
 
 
 def _overview(bills: Sequence[CostReport], title: str) -> Markup:

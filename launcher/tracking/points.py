@@ -156,7 +156,9 @@ def _training(step: StepRecord, before: StepRecord | None) -> dict[str, float]:
 
 def _saved(event: RunEvent | None) -> dict[str, float]:
     data = event.data if event is not None else {}
-    return {f"checkpoint/{name}": float(data[name]) for name in _SAVE if isinstance(data.get(name), int | float)}
+    return {
+        f"checkpoint/{name}": float(data[name]) for name in _SAVE if isinstance(data.get(name), int | float)
+    }
 
 
 class _Bill:
@@ -223,5 +225,3 @@ def _ending(attempt: Attempt) -> str:
 
 def _number(value: Fraction | None) -> float | None:
     return None if value is None else float(value)
-
-

@@ -27,7 +27,9 @@ def show(
 ) -> None:
     """Prints where each view is and the last step that it has."""
     if wandb and wandb_offline:
-        raise UsageError("--wandb and --wandb-offline exclude each other", hint="give --wandb where there is a key")
+        raise UsageError(
+            "--wandb and --wandb-offline exclude each other", hint="give --wandb where there is a key"
+        )
     run = Followed(run_uri(store, name))
     run.look()
     views: dict[str, tuple[str, View]] = {}
@@ -46,7 +48,9 @@ def show(
         bring_up_to_date(opened, run)
     for view in opened:
         view.close(run.over)
-    answer: dict[str, Any] = {key: {"where": where, "newest": view.newest} for key, (where, view) in views.items()}
+    answer: dict[str, Any] = {
+        key: {"where": where, "newest": view.newest} for key, (where, view) in views.items()
+    }
     emit(ctx, {"run": name, **answer}, "".join(_line(where, view) for where, view in views.values()))
 
 

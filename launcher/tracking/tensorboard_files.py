@@ -55,9 +55,13 @@ class EventFiles:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # TensorBoard reads the files in the order of their names: time, then process.
-            return (self.folder / f"events.out.tfevents.{time.time_ns():020d}.{os.getpid()}.vlaunch").open("xb")
+            return (self.folder / f"events.out.tfevents.{time.time_ns():020d}.{os.getpid()}.vlaunch").open(
+                "xb"
+            )
         except OSError as error:
-            raise VlaunchError(f"cannot write {self.folder}: {error.strerror}", hint="name another folder") from None
+            raise VlaunchError(
+                f"cannot write {self.folder}: {error.strerror}", hint="name another folder"
+            ) from None
 
     def _write(self, event: Event) -> None:
         from tensorboard.summary.writer.record_writer import RecordWriter

@@ -69,7 +69,7 @@ class WandbRun:
     def tell(self, record: RunRecord, now: datetime) -> None:
         told, said = facts(record), summary(record, now)
         if told != self._told:
-            reached(lambda: self._run.config.update(told, allow_val_change=True))  # type: ignore[no-untyped-call]
+            reached(lambda: self._run.config.update(told, allow_val_change=True))  # type: ignore[no-untyped-call]  # wandb is typed in part
             self._told = told
         if said != self._said:
             reached(lambda: self._run.summary.update(said))
@@ -160,4 +160,6 @@ def reached(ask: Callable[[], T]) -> T:
             wandb.teardown()
         if isinstance(error, AuthenticationError):
             raise NotReady(f"W&B refuses the key: {said}", hint="set another WANDB_API_KEY") from None
-        raise Unreachable(f"W&B did not answer: {said}", hint="the same command goes on where it stopped") from None
+        raise Unreachable(
+            f"W&B did not answer: {said}", hint="the same command goes on where it stopped"
+        ) from None

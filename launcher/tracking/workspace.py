@@ -44,7 +44,9 @@ def project() -> str:
 
 def spec(entity: str) -> dict[str, Any]:
     """The workspace as JSON, as the server would get it. Touches no network."""
-    dumped: dict[str, Any] = _workspace(entity)._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
+    dumped: dict[str, Any] = (
+        _workspace(entity)._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
+    )
     return dumped
 
 
@@ -59,7 +61,7 @@ def _saved() -> str:
     import wandb
 
     workspace = _workspace(os.environ.get("WANDB_ENTITY") or str(wandb.Api().default_entity))
-    workspace.save()  # type: ignore[no-untyped-call]
+    workspace.save()  # type: ignore[no-untyped-call]  # wandb is typed in part
     return str(workspace.url)
 
 

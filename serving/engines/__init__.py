@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from serving.engine import Engine
 from trainer.errors import UsageError
@@ -14,8 +14,11 @@ from trainer.errors import UsageError
 if TYPE_CHECKING:
     from serving.engines.loading import ModelOptions
 
+Device = Literal["cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
 KINDS = {"hf": "serving.engines:open_hf", "vllm": "serving.engines:open_vllm"}
-_DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_DTYPES: dict[str, Dtype] = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class EngineOptions:
     model: str
     name: str
     adapters: Mapping[str, str] = field(default_factory=dict)
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: str = "auto"
     load_8bit: bool = False
     load_4bit: bool = False
@@ -66,9 +69,9 @@ async def open_hf(options: EngineOptions) -> Engine:
     from serving.engines.hf import HfEngine
     from serving.engines.scheduler import Limits
 
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device: Device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.device != "auto":
+        device = options.device
     limits = None if options.max_running is None else Limits(running=options.max_running)
     return await HfEngine.open(_model(options, device), name=options.name, limits=limits)
 
@@ -81,15 +84,15 @@ async def open_vllm(options: EngineOptions) -> Engine:
     return await VllmEngine.open(_model(options, "cuda"), name=options.name, **most)
 
 
-def _model(options: EngineOptions, device: str) -> ModelOptions:
+def _model(options: EngineOptions, device: Device) -> ModelOptions:
     from serving.engines.loading import ModelOptions
 
     if options.load_8bit and options.load_4bit:
         raise UsageError("--load-8bit and --load-4bit exclude each other")
     return ModelOptions(
         model=options.model,
-        device=device,  # type: ignore[arg-type]
-        dtype=_DTYPES[options.dtype],  # type: ignore[arg-type]
+        device=device,
+        dtype=_DTYPES[options.dtype],
         load_in="8bit" if options.load_8bit else "4bit" if options.load_4bit else None,
         num_gpus=options.num_gpus,
         adapters={name: Path(folder) for name, folder in options.adapters.items()},

@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from serving.engines import Device, Dtype
 from serving.engines.source import Source, locate
 from trainer.conversation import get_template
 from trainer.errors import ConfigError, NotReady
@@ -49,8 +50,8 @@ class ModelOptions:
     """
 
     model: str
-    device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Device = "cpu"
+    dtype: Dtype = "auto"
     load_in: Literal["8bit", "4bit"] | None = None
     num_gpus: int = 1
     template: str | None = None

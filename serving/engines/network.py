@@ -98,6 +98,7 @@ class Network:
         self.model.set_attn_implementation(self._name)
         try:
             ours = self._in_pieces(long, short[:4])
+        # Whatever a model may raise that calls attention in another way than we know.
         except (NotImplementedError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             raise self._refusal(f"{type(error).__name__}: {error}") from None
         largest = max(float(logits.abs().max()) for logits in alone)

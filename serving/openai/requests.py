@@ -6,6 +6,7 @@ stop_token_ids and ignore_eos are vLLM's, sent with the client's `extra_body`. n
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -73,9 +74,9 @@ class Asked(Part):
     def most_tokens(self) -> int | None:
         return self.max_tokens
 
+    @abstractmethod
     def alternatives(self) -> int | None:
         """How many likeliest tokens to report beside each chosen one; None: no logprobs."""
-        raise NotImplementedError
 
     def answer_schema(self) -> Mapping[str, object] | None:
         return None

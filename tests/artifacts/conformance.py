@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -136,13 +137,27 @@ def test_of_many_threads_that_create_one_key_exactly_one_wins(store: Store) -> N
             if store.put_new(key, data):
                 won.append(data)
 
-        together([lambda me=me: create(me) for me in range(8)])  # type: ignore[misc]
+        together([partial(create, me) for me in range(8)])
         assert len(won) == 1 and store.get(f"race/{number}") == won[0]
 
 
 @pytest.mark.parametrize(
     "key",
-    ["", "/", "/etc/passwd", "../x", "a/../../x", "a/..", "./a", "a//b", "a/", "a\0b", "a\nb", "a\\b", ".tmp/x"]
+    [
+        "",
+        "/",
+        "/etc/passwd",
+        "../x",
+        "a/../../x",
+        "a/..",
+        "./a",
+        "a//b",
+        "a/",
+        "a\0b",
+        "a\nb",
+        "a\\b",
+        ".tmp/x",
+    ]
     + ["runs/a/.tmp/x", "x" * 256, "x/" * 600 + "x"],
 )
 def test_a_key_that_leaves_the_store_is_refused(store: Store, tmp_path: Path, key: str) -> None:

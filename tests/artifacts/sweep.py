@@ -64,7 +64,9 @@ def run(case: Case, store: BucketStore, proxy: FaultProxy, folder: Path) -> None
         assert case.durable, f"{case}: a client that asks again must not feel it"
 
     life(attempt, watched(store, observer), 40)
-    assert any(manifest.step == 40 for manifest in observer.durable.values()), f"{case}: the run did not go on"
+    assert any(manifest.step == 40 for manifest in observer.durable.values()), (
+        f"{case}: the run did not go on"
+    )
     observer.check()
 
 

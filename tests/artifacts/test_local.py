@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.artifacts.stores import MemoryStore
 from trainer.artifacts.local import LocalStore
 from trainer.artifacts.store import join_uri, open_store
-from trainer.errors import MissingKey, StoreError, UsageError
+from trainer.errors import StoreError, UsageError
 
 
 @pytest.fixture
@@ -28,13 +28,6 @@ def store(tmp_path: Path) -> LocalStore:
 
 def everything(store: LocalStore) -> list[str]:
     return [entry.key for entry in store.list()]
-
-
-def test_what_is_created_first_stays(store: LocalStore) -> None:
-    assert store.put_new("epoch/1", b"mine")
-    assert store.put_new("epoch/1", b"mine"), "an own retry after a lost reply"
-    assert not store.put_new("epoch/1", b"theirs")
-    assert store.get("epoch/1") == b"mine" and store.size("epoch/1") == 4
 
 
 def test_put_replaces_and_files_come_back_as_they_were(store: LocalStore, tmp_path: Path) -> None:
@@ -48,64 +41,12 @@ def test_put_replaces_and_files_come_back_as_they_were(store: LocalStore, tmp_pa
     assert store.get("export/weights") == b"" and store.size("export/weights") == 0
 
 
-def test_what_is_not_there(store: LocalStore, tmp_path: Path) -> None:
+def test_looking_creates_nothing_and_an_empty_folder_is_no_key(store: LocalStore) -> None:
     assert everything(store) == [] and store.children() == [] and store.size("a") is None
-    assert not store.root.exists(), "looking creates nothing"
-    store.delete("a/b")
+    assert not store.root.exists()
     store.put("a/b", b"x")
-    for key in ("a", "a/c", "a/b/c"):
-        with pytest.raises(MissingKey, match=f"has no {key}$"):
-            store.get(key)
-        with pytest.raises(MissingKey):
-            store.get_file(key, tmp_path / "target")
-        assert store.size(key) is None
-        store.delete(key)
-    assert not (tmp_path / "target").exists()
     store.delete("a/b")
-    assert everything(store) == [] and store.children() == [], "an empty folder is no key"
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "",
-        "/",
-        "/etc/passwd",
-        "../x",
-        "a/../../x",
-        "a/..",
-        "./a",
-        "a//b",
-        "a/",
-        "a\0b",
-        "a\nb",
-        "a\\b",
-        ".tmp/x",
-    ]
-    + ["runs/a/.tmp/x", "x" * 256, "x/" * 600 + "x"],
-)
-def test_a_key_that_leaves_the_store_is_refused(store: LocalStore, tmp_path: Path, key: str) -> None:
-    (tmp_path / "x").write_bytes(b"outside")
-    calls: list[Callable[[], object]] = [
-        lambda: store.put_new(key, b""),
-        lambda: store.put(key, b""),
-        lambda: store.put_file(key, tmp_path / "x"),
-        lambda: store.get(key),
-        lambda: store.get_file(key, tmp_path / "y"),
-        lambda: store.size(key),
-        lambda: store.delete(key),
-    ]
-    for call in calls:
-        with pytest.raises(StoreError, match="refused the key"):
-            call()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["x"]
-
-
-@pytest.mark.parametrize("prefix", ["../", "/", "a/../", "a//", "../x"])
-def test_a_prefix_that_leaves_the_store_is_refused(store: LocalStore, prefix: str) -> None:
-    for call in (lambda: [*store.list(prefix)], lambda: store.children(prefix)):
-        with pytest.raises(StoreError, match="refused the prefix"):
-            call()
+    assert everything(store) == [] and store.children() == []
 
 
 names = st.text(alphabet="ab.-/0~ é", min_size=1, max_size=6)
@@ -130,14 +71,6 @@ def test_listings_are_those_of_an_object_store(
         return
     assert listed == [(entry.key, entry.size) for entry in memory.list(prefix, start_after=start_after)]
     assert local.children(prefix[: prefix.rfind("/") + 1]) == memory.children(prefix[: prefix.rfind("/") + 1])
-
-
-def test_keys_sort_as_text_also_where_a_folder_and_a_file_begin_alike(store: LocalStore) -> None:
-    for key in ("a/b", "a.b", "a-b/c", "a0", "a/b.start"):
-        store.put(key, b"")
-    assert everything(store) == ["a-b/c", "a.b", "a/b", "a/b.start", "a0"]
-    assert [entry.key for entry in store.list(start_after="a/b")] == ["a/b.start", "a0"]
-    assert store.children() == ["a", "a-b", "a.b", "a0"] and store.children("a/") == ["b", "b.start"]
 
 
 def test_unfinished_files_are_in_no_listing_of_the_store_or_of_one_above(tmp_path: Path) -> None:

@@ -103,7 +103,9 @@ def new_saver(world: World, lease: Lease, folder: Path) -> Checkpointer:
     cadence = Cadence(settings, shares_cores=True, mtbf_s=settings.mtbf_s)
     config = TrainConfig()
     replication = Replication(world, Sources(lease.store, config.store, ""), config, journal)
-    return Checkpointer(world, lease, journal, replication, cadence, None, folder / "stage", None, lambda: None)
+    return Checkpointer(
+        world, lease, journal, replication, cadence, None, folder / "stage", None, lambda: None
+    )
 
 
 def run(way: str, world: World, trainee: Trainee, lease: Lease, folder: Path, wanted: Wanted) -> Outcome:

@@ -54,7 +54,9 @@ def parts(run: Path) -> dict[str, bytes]:
             for name in tensors.keys():
                 if not name.startswith("rng."):
                     found.setdefault(kind_of(name), []).append(tensors.get_tensor(name))
-    flat = {kind: torch.cat([tensor.flatten().float() for tensor in all_of]) for kind, all_of in found.items()}
+    flat = {
+        kind: torch.cat([tensor.flatten().float() for tensor in all_of]) for kind, all_of in found.items()
+    }
     made = {f"{kind}, float32": tensor.numpy().tobytes() for kind, tensor in flat.items()}
     made["weights, bf16"] = flat["weights"].to(torch.bfloat16).view(torch.int16).numpy().tobytes()
     return made
@@ -67,7 +69,9 @@ def kind_of(name: str) -> str:
 
 
 def shuffled(data: bytes, width: int) -> bytes:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, width).T.contiguous().numpy().tobytes()
+    return (
+        torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, width).T.contiguous().numpy().tobytes()
+    )
 
 
 def timed(work: Callable[[], bytes]) -> tuple[bytes, float]:

@@ -47,7 +47,9 @@ class Outcome:
     loss: str
 
 
-def run(way: str, every_s: float, corpus: Path, folder: Path, server: Server, wanted: argparse.Namespace) -> Outcome:
+def run(
+    way: str, every_s: float, corpus: Path, folder: Path, server: Server, wanted: argparse.Namespace
+) -> Outcome:
     uri = server.new_run()
     shape = {
         "model_type": "llama", "hidden_size": wanted.hidden, "intermediate_size": wanted.hidden * 8 // 3,
@@ -79,7 +81,9 @@ def run(way: str, every_s: float, corpus: Path, folder: Path, server: Server, wa
 
 
 def report(outcomes: list[Outcome]) -> None:
-    print(f"{'':<6} {'saves':>5} {'MB':>7} {'longest s':>9} {'stall s':>8} {'stall':>7} {'wall s':>8} {'CPU s':>7}")
+    print(
+        f"{'':<6} {'saves':>5} {'MB':>7} {'longest s':>9} {'stall s':>8} {'stall':>7} {'wall s':>8} {'CPU s':>7}"
+    )
     for one in outcomes:
         share = one.stall_s / one.wall_s
         print(
@@ -90,7 +94,9 @@ def report(outcomes: list[Outcome]) -> None:
     least = {way: [one for one in outcomes if one.way == way] for way in ("saves", "never")}
     wall = {way: min(one.wall_s for one in turns) for way, turns in least.items()}
     cpu = {way: min(one.cpu_s for one in turns) for way, turns in least.items()}
-    print(f"the whole run: {wall['saves'] / wall['never'] - 1:+.1%} wall, {cpu['saves'] / cpu['never'] - 1:+.1%} CPU")
+    print(
+        f"the whole run: {wall['saves'] / wall['never'] - 1:+.1%} wall, {cpu['saves'] / cpu['never'] - 1:+.1%} CPU"
+    )
     print(f"the same last loss, bit for bit: {len({one.loss for one in outcomes}) == 1}")
 
 

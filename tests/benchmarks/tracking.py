@@ -62,7 +62,16 @@ def main() -> None:
                 name = f"run-{steps}-{number}"
                 write_run(f"{folder}/store/runs/{name}", steps)
                 environment = {**os.environ, **server.environment, "PYTHONPATH": str(REPOSITORY)}
-                ours = [sys.executable, "-m", "launcher", "metrics", name, "--store", f"{folder}/store", "--wandb"]
+                ours = [
+                    sys.executable,
+                    "-m",
+                    "launcher",
+                    "metrics",
+                    name,
+                    "--store",
+                    f"{folder}/store",
+                    "--wandb",
+                ]
                 theirs = [sys.executable, "-c", IN_THE_LOOP, str(steps), f"loop-{name}"]
                 for what, command in (("from the store", ours), ("in the loop", theirs)):
                     spent.setdefault((what, steps), []).append(cpu_s(command, environment, folder))

@@ -15,7 +15,9 @@ GB = 10**9
 
 
 def started(attempt: int, store: str = "aws/us-east-1", nodes: int = 1, **read: int) -> RunEvent:
-    places = [{"region": name.replace("__", "/").replace("_", "-"), "bytes": size} for name, size in read.items()]
+    places = [
+        {"region": name.replace("__", "/").replace("_", "-"), "bytes": size} for name, size in read.items()
+    ]
     return event("started", 7 + attempt, attempt, epoch=attempt, store_region=store, nodes=nodes, read=places)
 
 
@@ -41,7 +43,9 @@ def test_saves_and_copies_that_leave_the_region_are_charged_too() -> None:
     saves = event("checkpoint", 20, step=1, sent_bytes=3 * GB)
     copies = event("replicated", 21, step=1, store="gs://y", region="gcp/us-central1", bytes=GB)
     found = moved(started(1, "aws/us-west-2"), saves, copies)
-    assert found.usd == 3 * Fraction("0.02") + Fraction("0.09"), "from one cloud to another it goes over the internet"
+    assert found.usd == 3 * Fraction("0.02") + Fraction("0.09"), (
+        "from one cloud to another it goes over the internet"
+    )
 
 
 def test_where_a_region_or_a_price_is_not_known_no_dollars_are_invented() -> None:

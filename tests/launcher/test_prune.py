@@ -68,7 +68,9 @@ def objects(run: Run) -> dict[str, int]:
     return {entry.key: entry.size for entry in run.store.list()}
 
 
-def test_a_dry_run_says_how_many_files_and_bytes_would_go_and_deletes_none(vlaunch: Vlaunch, run: Run) -> None:
+def test_a_dry_run_says_how_many_files_and_bytes_would_go_and_deletes_none(
+    vlaunch: Vlaunch, run: Run
+) -> None:
     before = objects(run)
     told = json.loads(prune(vlaunch, run, "--dry-run", "--json").out)
     assert objects(run) == before
@@ -133,7 +135,9 @@ def test_a_run_that_gave_a_sign_of_life_a_moment_ago_is_refused(vlaunch: Vlaunch
     assert objects(run) == before
 
 
-def test_a_box_that_nobody_knew_of_is_fenced_and_loses_nothing_durable(vlaunch: Vlaunch, tmp_path: Path) -> None:
+def test_a_box_that_nobody_knew_of_is_fenced_and_loses_nothing_durable(
+    vlaunch: Vlaunch, tmp_path: Path
+) -> None:
     """Its journal is silent for an hour, so it counts as dead; in truth its machine was suspended."""
     run = Run(tmp_path)
     lease = run.save(10, 20, 30)

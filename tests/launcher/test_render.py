@@ -101,7 +101,9 @@ def test_skypilot_loads_every_rendered_task(case: str, tmp_path: Path) -> None:
     task = _loaded(dict(rendered))
 
     assert task.num_nodes == rendered["num_nodes"]
-    assert all(r.job_recovery is None or r.job_recovery["recover_on_exit_codes"] == [75] for r in task.resources)
+    assert all(
+        r.job_recovery is None or r.job_recovery["recover_on_exit_codes"] == [75] for r in task.resources
+    )
 
 
 @NEEDS_SKY
@@ -167,14 +169,18 @@ def test_the_values_of_secrets_never_reach_what_dry_run_prints(
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
 
-    printed = vlaunch("train", "--size", "7", "--spot", "--infra", "aws", "--store", "s3://b1b/x", "--dry-run")
+    printed = vlaunch(
+        "train", "--size", "7", "--spot", "--infra", "aws", "--store", "s3://b1b/x", "--dry-run"
+    )
 
     assert yaml.safe_load(printed.out)["secrets"] == {"AWS_SECRET_ACCESS_KEY": None}
     assert "hunter2" not in printed.out + printed.err
 
 
 def test_machines_of_all_kinds_are_set_up_alike() -> None:
-    setups = {yaml.safe_load(task_templates.load(name))["setup"] for name in ("train", "controller", "worker")}
+    setups = {
+        yaml.safe_load(task_templates.load(name))["setup"] for name in ("train", "controller", "worker")
+    }
 
     assert len(setups) == 1
 

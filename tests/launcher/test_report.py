@@ -88,7 +88,9 @@ def test_the_page_is_valid_and_fetches_nothing() -> None:
 
 def test_the_page_has_the_curve_the_timeline_and_the_bill() -> None:
     page = Page(html.page([three_attempts()], at(300)))
-    assert len(page.all("path", "smooth")) == 3 + 3 + 1  # a line per attempt for loss and speed, and the key's
+    assert (
+        len(page.all("path", "smooth")) == 3 + 3 + 1
+    )  # a line per attempt for loss and speed, and the key's
     assert len(page.all("line", "resume")) == 2
     assert len(page.all("circle", "held")) == 2 + 1
     parts = {name: len(page.all("rect", name)) for name in ("useful", "restart", "lost", "idle")}

@@ -32,7 +32,9 @@ def seen(*events: RunEvent, upload: object = None, now: float = 132.0) -> Saves:
 def test_a_long_upload_is_told_with_what_is_left() -> None:
     saving = seen(upload=word()).saving
     assert saving is not None and (saving.step, saving.bytes_per_s, saving.left_s) == (40, 1e7, 60.0)
-    run = RunRecord("tiny", "file:///x", (*BEGUN, saved(30, 90, next_s=70.0, store_is_slow=True)), upload=word())
+    run = RunRecord(
+        "tiny", "file:///x", (*BEGUN, saved(30, 90, next_s=70.0, store_is_slow=True)), upload=word()
+    )
     text = status_text(view(run, at(132)), run.costs(at(132)), at(132))
     assert "saving         step 40: 300 of 900 MB, 10.0 MB/s, 1m 00s to go" in text
     assert "saves          every 1m 10s: twice what the store takes for one" in text

@@ -98,7 +98,11 @@ def test_a_local_plan_is_notional(vlaunch: Vlaunch) -> None:
         (["--spot", "--spot-trace", "no-such.json"], 2, ["no-such.json"]),
         (["--data", "no-such.jsonl"], 2, ["there is no file no-such.jsonl"]),
         (["--name", "Not A Name"], 2, ["cannot be the name of a run"]),
-        (["--method", "lora", "--set", "parallel.offload=optimizer"], 2, ["FSDP2 keeps", "parallel.offload=all"]),
+        (
+            ["--method", "lora", "--set", "parallel.offload=optimizer"],
+            2,
+            ["FSDP2 keeps", "parallel.offload=all"],
+        ),
         (["--infra", "slurm/us-east", "--spot"], 2, ["slurm has no spot machines", "--on-demand"]),
         (["--store", "s3://bucket/x"], 3, ["s3://bucket/x"]),
     ],

@@ -188,9 +188,7 @@ def _states(group: int | None) -> list[str]:
     return found
 
 
-def begin_box(
-    run: str, workdir: Path, environment: dict[str, str]
-) -> multiprocessing.process.BaseProcess:
+def begin_box(run: str, workdir: Path, environment: dict[str, str]) -> multiprocessing.process.BaseProcess:
     """`python -m trainer` from its first line to its exit code, in an environment; its output goes to `workdir`.log."""
     process = _LIVES.Process(target=_box, args=(run, workdir, environment))
     process.start()

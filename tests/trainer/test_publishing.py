@@ -117,7 +117,9 @@ def test_five_attempts_are_one_curve_at_wandb_and_in_its_files(
     curve, (steps, held_out) = curve_of(server), read_metrics(open_store(run))
     assert curve.received == curve.steps == list(range(STEPS + 1))
     assert {row["_step"]: row["train/loss"] for row in curve.history[1:]} == {s.step: s.loss for s in steps}
-    assert [row["_step"] for row in curve.history if "eval/loss" in row] == [record.step for record in held_out]
+    assert [row["_step"] for row in curve.history if "eval/loss" in row] == [
+        record.step for record in held_out
+    ]
     resumed = [row for row in curve.history if "event" in row]
     assert [row["run/attempt"] for row in resumed] == [2, 3, 4, 5] and curve.names == {"five"}
     assert [f"goes on from step {row['_step'] - 1}" in row["event"] for row in resumed] == [True] * 4

@@ -45,7 +45,9 @@ def told(found: Sources) -> dict[str, int]:
     return {read["region"]: read["bytes"] for read in found.read()}
 
 
-@pytest.mark.parametrize(("here", "near"), [("us-east-1", HERE), ("eu-west-1", ELSEWHERE), ("eu-north-1", ELSEWHERE)])
+@pytest.mark.parametrize(
+    ("here", "near"), [("us-east-1", HERE), ("eu-west-1", ELSEWHERE), ("eu-north-1", ELSEWHERE)]
+)
 def test_a_file_is_read_from_the_nearest_store(tmp_path: Path, file: Path, here: str, near: str) -> None:
     own, copy, found = sources(tmp_path, here)
     entry = put_blob(own, file, epoch=1)

@@ -34,7 +34,9 @@ def in_parallel(jobs: Sequence[Callable[[], T]]) -> list[T]:
     return [future.result() for future in futures]
 
 
-_pool: ThreadPoolExecutor | None = None  # one for all files of a process: memory does not grow with their number
+_pool: ThreadPoolExecutor | None = (
+    None  # one for all files of a process: memory does not grow with their number
+)
 
 
 def _workers() -> ThreadPoolExecutor:

@@ -86,20 +86,34 @@ EVENTS: dict[str, EventKind] = {
         "a checkpoint is durable; next_s: until the next save, from this risk (mtbf_s) and what saves cost; "
         "store_is_slow: the store, not the balance, decides it; skipped: saves that were due during this one",
         (
-            "step", "taken_at", "durable_at", "stall_s", "save_s", "upload_s", "bytes", "sent_bytes", "skipped",
-            "next_s", "mtbf_s", "store_is_slow",
+            "step",
+            "taken_at",
+            "durable_at",
+            "stall_s",
+            "save_s",
+            "upload_s",
+            "bytes",
+            "sent_bytes",
+            "skipped",
+            "next_s",
+            "mtbf_s",
+            "store_is_slow",
         ),
     ),
     "replicated": EventKind(
         "box", "a checkpoint is in another store as well", ("step", "store", "region", "bytes", "seconds")
     ),
-    "replica_failed": EventKind("box", "it is not; nothing else changes", ("step", "store", "region", "error")),
+    "replica_failed": EventKind(
+        "box", "it is not; nothing else changes", ("step", "store", "region", "error")
+    ),
     "save_failed": EventKind("box", "a save failed and training goes on", ("step", "error")),
     "fallback": EventKind(
         "box", "a checkpoint is unusable, the one before is tried", ("manifest", "problem")
     ),
     "warning": EventKind(
-        "box", "the cloud says that the machine may be taken, or no longer; training goes on", ("step", "source")
+        "box",
+        "the cloud says that the machine may be taken, or no longer; training goes on",
+        ("step", "source"),
     ),
     "notice": EventKind(
         "box",

@@ -182,7 +182,11 @@ def read_durable(store: Store, after: int = -1) -> Durable:
 def _segments(store: Store, after: int = -1) -> list[MetricsKey]:
     """Segments that end after a step. Keys are in the order of last steps, and "-" comes before "."."""
     beyond = f"{METRICS}{after:012d}." if after >= 0 else ""
-    return [parsed for entry in store.list(METRICS, start_after=beyond) if (parsed := parse_metrics_key(entry.key))]
+    return [
+        parsed
+        for entry in store.list(METRICS, start_after=beyond)
+        if (parsed := parse_metrics_key(entry.key))
+    ]
 
 
 def _read(store: Store, segments: list[MetricsKey]) -> tuple[list[StepRecord], list[EvalRecord]]:

@@ -23,9 +23,7 @@ _HINTS = {
 class Slice(io.RawIOBase):
     """The bytes of an open file from `start` up to `stop` as a file of their own, which begins at 0."""
 
-    def __init__(
-        self, descriptor: int, path: Path, start: int, stop: int, pace: Pace | None = None
-    ) -> None:
+    def __init__(self, descriptor: int, path: Path, start: int, stop: int, pace: Pace | None = None) -> None:
         self.descriptor, self.path, self.start, self.stop = descriptor, path, start, stop
         self._at = self._counted = start
         self._pace = pace

@@ -93,7 +93,13 @@ def test_a_run_has_loss_speed_attempts_and_bill(dashboard: Served) -> None:
 
 def test_a_page_that_a_strangers_name_leads_to_is_refused(dashboard: Served) -> None:
     """DNS rebinding: a name of theirs resolves to this computer, but their name is still in the Host header."""
-    for host in ("rebound.example", f"rebound.example:{dashboard.port}", "127.0.0.1", f"[::1]:{dashboard.port}", ""):
+    for host in (
+        "rebound.example",
+        f"rebound.example:{dashboard.port}",
+        "127.0.0.1",
+        f"[::1]:{dashboard.port}",
+        "",
+    ):
         page = dashboard.ask(host=host) if host else dashboard.ask(host=" ")
         assert page.status == 421 and "demo" not in page.text
     assert dashboard.ask(host=f"localhost:{dashboard.port}").status == 200
@@ -101,7 +107,15 @@ def test_a_page_that_a_strangers_name_leads_to_is_refused(dashboard: Served) -> 
 
 @pytest.mark.parametrize(
     "path",
-    ["/runs/../../etc/passwd", "/runs/%2e%2e/demo", "/runs/demo/config.json", "/runs/", "/runs", "//etc/passwd", "/x"],
+    [
+        "/runs/../../etc/passwd",
+        "/runs/%2e%2e/demo",
+        "/runs/demo/config.json",
+        "/runs/",
+        "/runs",
+        "//etc/passwd",
+        "/x",
+    ],
 )
 def test_nothing_but_runs_has_an_address(dashboard: Served, path: str) -> None:
     assert dashboard.ask(path).status == 404
@@ -142,7 +156,9 @@ def test_what_is_new_in_the_store_is_on_the_next_page(tmp_path: Path) -> None:
         served.stop()
 
 
-def test_a_port_that_is_taken_is_one_clear_error(dashboard: Served, vlaunch_process: Vlaunch, store: str) -> None:
+def test_a_port_that_is_taken_is_one_clear_error(
+    dashboard: Served, vlaunch_process: Vlaunch, store: str
+) -> None:
     done = vlaunch_process("dashboard", "--store", store, "--port", dashboard.port)
     assert done.code == 1 and "cannot listen on port" in done.err and "--port 0" in done.err
 

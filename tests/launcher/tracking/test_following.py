@@ -96,7 +96,9 @@ class Training:
 
 
 ACTIONS = st.lists(
-    st.sampled_from(["train", "train", "train", "measure", "flush", "save", "take_over", "look", "publisher_dies"]),
+    st.sampled_from(
+        ["train", "train", "train", "measure", "flush", "save", "take_over", "look", "publisher_dies"]
+    ),
     max_size=60,
 )
 
@@ -118,7 +120,9 @@ def test_a_view_gets_each_step_once_and_only_the_one_that_counts(actions: list[s
         steps, held_out = read_metrics(open_store(uri))
         assert [point.step for point in board.points] == list(range(training.step + 1))
         assert {p.step: p.values["train/loss"] for p in board.points[1:]} == {s.step: s.loss for s in steps}
-        assert {p.step for p in board.points if "eval/loss" in p.values} == {record.step for record in held_out}
+        assert {p.step for p in board.points if "eval/loss" in p.values} == {
+            record.step for record in held_out
+        }
 
 
 def test_steps_that_may_be_lost_are_in_the_metrics_and_not_in_a_view(tmp_path: Path) -> None:

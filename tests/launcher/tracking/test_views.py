@@ -45,7 +45,9 @@ def sync(vlaunch_process: Vlaunch, store: str, server: WandbServer, **more: str)
     return vlaunch_process("metrics", "demo", "--store", store, "--wandb", env=environment)
 
 
-def test_offline_files_show_one_curve_with_each_step_once(vlaunch_process: Vlaunch, store: str, tmp_path: Path) -> None:
+def test_offline_files_show_one_curve_with_each_step_once(
+    vlaunch_process: Vlaunch, store: str, tmp_path: Path
+) -> None:
     done = vlaunch_process("metrics", "demo", "--store", store, "--wandb-offline", tmp_path / "files")
     assert done.code == 0, done.err
     assert "has every step up to 40" in done.out
@@ -57,7 +59,9 @@ def test_offline_files_show_one_curve_with_each_step_once(vlaunch_process: Vlaun
     assert curve.run_id.startswith("demo-") and curve.name == "demo" and curve.exit_code == 0
 
 
-def test_a_preemption_is_seen_in_the_step_that_follows_it(vlaunch_process: Vlaunch, store: str, tmp_path: Path) -> None:
+def test_a_preemption_is_seen_in_the_step_that_follows_it(
+    vlaunch_process: Vlaunch, store: str, tmp_path: Path
+) -> None:
     vlaunch_process("metrics", "demo", "--store", store, "--wandb-offline", tmp_path / "files")
     rows = read_offline(tmp_path / "files").history
 
@@ -66,7 +70,9 @@ def test_a_preemption_is_seen_in_the_step_that_follows_it(vlaunch_process: Vlaun
     assert resumed["resume/lost_s"] == 15 and resumed["resume/restart_s"] == 10
     assert "attempt 2 in aws/eu-west-1 goes on from step 20" in resumed["event"]
     assert [row["run/preemptions"] for row in rows[20:22]] == [0, 1]
-    assert {row["run/attempt"] for row in rows[1:21]} == {1} and {row["run/attempt"] for row in rows[21:]} == {2}
+    assert {row["run/attempt"] for row in rows[1:21]} == {1} and {
+        row["run/attempt"] for row in rows[21:]
+    } == {2}
     assert (rows[0]["eval/loss"], rows[20]["eval/loss"], rows[40]["eval/loss"]) == (9.0, 3.5, 3.5)
 
 
@@ -145,7 +151,9 @@ def test_without_a_key_nothing_is_tried_and_files_are_offered(
     assert done.code == 3 and said in done.err and "--wandb-offline DIR" in done.err
 
 
-def test_a_key_that_is_refused_is_one_clear_error(vlaunch_process: Vlaunch, store: str, server: WandbServer) -> None:
+def test_a_key_that_is_refused_is_one_clear_error(
+    vlaunch_process: Vlaunch, store: str, server: WandbServer
+) -> None:
     done = sync(vlaunch_process, store, server, WANDB_API_KEY="f" * 40)
     assert done.code in (1, 3) and done.err.count("Error: ") == 1 and "Traceback" not in done.err
     assert "f" * 40 not in done.out + done.err
@@ -163,7 +171,9 @@ def test_a_secret_that_stands_in_a_path_or_a_url_is_blacked_out(
         done = vlaunch_process("metrics", "demo", "--store", folder, *view, env=environment)
         assert done.code == 0, done.err
 
-    told = server.everything + b"".join(p.read_bytes() for p in (tmp_path / "files").rglob("*") if p.is_file())
+    told = server.everything + b"".join(
+        p.read_bytes() for p in (tmp_path / "files").rglob("*") if p.is_file()
+    )
     assert b"demo" in told and b"***" in told
     for secret in (KEY, *secrets.values()):
         assert secret.encode() not in told
@@ -191,8 +201,12 @@ def test_tensorboard_reads_each_step_once_also_after_a_kill(
     assert b"goes on from step 20" in said.tensor_proto.string_val[0]
 
 
-def test_a_view_that_is_followed_ends_with_its_run(vlaunch_process: Vlaunch, store: str, tmp_path: Path) -> None:
-    done = vlaunch_process("metrics", "demo", "--store", store, "--tensorboard", tmp_path, "--follow", "--json")
+def test_a_view_that_is_followed_ends_with_its_run(
+    vlaunch_process: Vlaunch, store: str, tmp_path: Path
+) -> None:
+    done = vlaunch_process(
+        "metrics", "demo", "--store", store, "--tensorboard", tmp_path, "--follow", "--json"
+    )
     assert json.loads(done.out)["tensorboard"] == {"where": str(tmp_path / "demo"), "newest": 40}
 
 
@@ -200,7 +214,17 @@ def test_ctrl_c_ends_following_without_harm(store: str, tmp_path: Path) -> None:
     live = open_store(f"{store}/runs/live")
     for item in (event("started", 0, 1, epoch=1, resumed_from=0), event("training", 1, 1, step=1)):
         live.put_new(item.key, item.encode())
-    command = [sys.executable, "-m", "launcher", "metrics", "live", "--store", store, "--tensorboard", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "launcher",
+        "metrics",
+        "live",
+        "--store",
+        store,
+        "--tensorboard",
+        str(tmp_path),
+    ]
     process = subprocess.Popen([*command, "-f"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert "writing to" in process.stderr.readline()

@@ -87,7 +87,14 @@ class WandbServer:
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
         name = variables.get("name") or ""
         if operation == "RunResumeStatus":
-            return {"model": {"id": "p", "name": variables["project"], "entity": _ME, "bucket": self._bucket(name)}}
+            return {
+                "model": {
+                    "id": "p",
+                    "name": variables["project"],
+                    "entity": _ME,
+                    "bucket": self._bucket(name),
+                }
+            }
         if operation == "UpsertBucket":
             return {"upsertBucket": {"bucket": self._upserted(name, variables), "inserted": True}}
         if operation == "CreateRunFiles":
