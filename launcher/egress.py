@@ -24,7 +24,14 @@ _USD_PER_GB = {
         "0.09",
         "AWS list prices, us-east-1 to us-west-2 (AWS re:Post, January 2026) and to the internet",
     ),
-    "gcp": ("0.02", "0.12", "Google Cloud list prices, within North America and to the internet, 2026"),
+    # cloud.google.com/storage/pricing, read on 2026-09-20 (transcribed in api-evangelist/gcp-cloud-storage): $0.12 per
+    # GiB to the internet, below 10 TiB. Between regions of one continent: price guides of 2026 say $0.01 to 0.02;
+    # Google's own table was not seen. It bills GiB, so these figures are up to 7 % high.
+    "gcp": (
+        "0.02",
+        "0.12",
+        "Google Cloud list prices, to the internet (September 2026) and within a continent (price guides, 2026)",
+    ),
 }
 
 

@@ -6,7 +6,7 @@ The same view works for a run that another machine looks after: nothing but the 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from shutil import get_terminal_size
@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 import click
 
 from launcher.clouds.base import Cloud, is_live
-from launcher.errors import LimitReached, NotReady, RemoteJobFailed, UsageError, VlaunchError
+from launcher.errors import (
+    LimitReached,
+    NotReady,
+    RemoteJobFailed,
+    StoreError,
+    StoreRefused,
+    UsageError,
+    VlaunchError,
+)
 from launcher.launch import cloud_of_run
 from launcher.output import animated, console, emit, say
 from launcher.render import run_uri
@@ -62,7 +70,7 @@ def follow(store: str, name: str, known: Collection[str] = ()) -> None:
     told = set(known)
     try:
         with _screen() as screen:
-            for record, seen in _looks(store, name, uri):
+            for record, seen in _looks(store, name, uri, screen.blind):
                 for event in record.events:
                     if event.key not in told:
                         told.add(event.key)
@@ -137,13 +145,25 @@ def _failure(record: RunRecord, seen: RunView) -> RemoteJobFailed:
     return error
 
 
-def _looks(store: str, name: str, uri: str) -> Iterator[tuple[RunRecord, RunView]]:
+def _looks(
+    store: str, name: str, uri: str, blind: Callable[[StoreError], None]
+) -> Iterator[tuple[RunRecord, RunView]]:
+    """Again and again. A store that is away ends nothing while somebody looks after the run: `blind` hears of it."""
     cloud = cloud_of_run(store, name)
     while True:
         live = cloud.alive(uri)  # before reading: what is written before the end is still seen
         began = time.monotonic()
-        record = read_run(store, name)
-        yield record, view(record, datetime.now(UTC))
+        try:
+            record = read_run(store, name)
+        except StoreError as error:
+            if not live:
+                raise
+            if isinstance(error, StoreRefused):
+                hint = f"{error.hint}; the run goes on, and vlaunch logs -f {name} follows it"
+                raise StoreRefused(error.message, hint=hint) from None
+            blind(error)
+        else:
+            yield record, view(record, datetime.now(UTC))
         if not live:
             return
         time.sleep(max(_LOOK_S, (time.monotonic() - began) / _SHARE))
@@ -166,6 +186,7 @@ class _Screen:
     def __init__(self, live: Live | None) -> None:
         self._live = live
         self._said = float("-inf")
+        self._blind = False
 
     def say(self, line: str | None) -> None:
         """A line that stays, above the one that moves."""
@@ -176,7 +197,16 @@ class _Screen:
         else:
             self._live.console.print(line, markup=False, soft_wrap=True)
 
+    def blind(self, why: StoreError) -> None:
+        """The run cannot be seen; told once, until it can be."""
+        if not self._blind:
+            self.say(f"the run goes on, but cannot be seen: {why.message}")
+        self._blind = True
+
     def show(self, seen: RunView) -> None:
+        if self._blind:
+            self.say("the store answers again")
+        self._blind = False
         if self._live is not None:
             from rich.text import Text
 

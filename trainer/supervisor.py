@@ -12,12 +12,11 @@ import os
 import shutil
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from trainer.artifacts.fencing import Lease, claim
 from trainer.artifacts.journal import Journal
@@ -31,17 +30,16 @@ from trainer.errors import (
     Fenced,
     MissingKey,
     Preempted,
-    StoreError,
     UsageError,
     VlaunchError,
 )
+from trainer.fetching import Fetching
 from trainer.gang import Halted, Head, Member
 from trainer.lines import INTERRUPT
 from trainer.nodes import Nodes, interface_of, region
 from trainer.preemption import NEWS, SIGNALS, Board, notice_length_s
-from trainer.processes import Processes, import_for_ranks
+from trainer.processes import Processes
 from trainer.publishing import published
-from trainer.resuming import Resuming
 
 if TYPE_CHECKING:
     from trainer.prepare import Inputs
@@ -135,10 +133,9 @@ class Attempt:
         lease = self._lease or Lease(self.store, self.epoch)
         self._make_workdir()
         self._mark("claim")
-        if isinstance(self._gang, Head):
-            inputs, resumed = self._prepare_to_lead(self._gang, config, lease)
-        else:
-            inputs, resumed = self._prepare_to_follow(self._gang, config, lease)
+        fetching = Fetching(config, lease, self.journal, self._sources, self._workdir, self._mark)
+        gang = self._gang
+        inputs, resumed = fetching.lead(gang) if isinstance(gang, Head) else fetching.follow(gang)
         size = config.parallel.processes or _processes()
         self._gang.set_off(size)
         if self._gang.nodes.count > 1:
@@ -163,65 +160,6 @@ class Attempt:
             curve.whole = report.kind == "finished"
         return report
 
-    def _prepare_to_lead(
-        self, head: Head, config: TrainConfig, lease: Lease
-    ) -> tuple[Inputs, Manifest | None]:
-        """What this machine needs, on its disk; then it is settled where the attempt resumes."""
-        from trainer.prepare import build, fetch, with_weights
-
-        with _Pool() as pool:
-            fetched = pool.submit(fetch, self._sources.own, config, self._workdir)
-            restored = pool.submit(self._resuming(lease).newest)
-            self._import(config)
-            resumed = restored.result()
-            inputs = fetched.result()
-        if inputs is None:
-            log.info("preparing tokeniser and corpus")
-            inputs = build(self._sources.own, config, self._workdir)
-        elif resumed is None:
-            inputs = with_weights(self._sources.own, config, self._workdir, inputs)
-        self._mark("fetch")
-        head.gather()
-        lease.start(resumed.step if resumed else 0, resumed.key if resumed else None)
-        head.brief(resumed.key if resumed else None, bool(lease.reusable))
-        return inputs, resumed
-
-    def _prepare_to_follow(
-        self, member: Member, config: TrainConfig, lease: Lease
-    ) -> tuple[Inputs, Manifest | None]:
-        """The same bytes as the head's. What is most likely needed is fetched before the head has said so."""
-        from trainer.prepare import fetch, with_weights
-
-        resuming = self._resuming(lease)
-        with _Pool() as pool:
-            fetched = pool.submit(fetch, self._untouched(), config, self._workdir)
-            guessed = pool.submit(resuming.guess)
-            self._import(config)
-            key, reusable = member.started()
-            likely = guessed.result()
-            inputs = fetched.result()
-        resumed = None
-        if key is not None:
-            resumed = likely if likely and likely.key == key else resuming.told(key)
-            lease.reusable = resumed.files if reusable else ()
-        if inputs is None:  # the head has built them by now
-            inputs = fetch(self._untouched(), config, self._workdir)
-        if inputs is None:
-            raise StoreError(
-                f"{self.store.uri} does not show this node the corpus that the head has prepared",
-                hint="every node must see the same store: give a bucket, or a folder that all of them share",
-            )
-        if resumed is None:
-            inputs = with_weights(self._untouched(), config, self._workdir, inputs)
-        self._mark("fetch")
-        return inputs, resumed
-
-    def _resuming(self, lease: Lease) -> Resuming:
-        return Resuming(lease, self.journal, self._sources, self._workdir / "checkpoint")
-
-    def _untouched(self) -> Store:
-        return cast(Store, _Untouched(self._sources.own))
-
     def _make_workdir(self) -> None:
         """An empty folder of this attempt's own; those of its forerunners on this disk go. Nodes may share a disk."""
         name = self.store.uri.rstrip("/").rpartition("/")[2]
@@ -240,11 +178,6 @@ class Attempt:
                 hint="the URI ends in runs/NAME; vlaunch runs lists them",
             ) from None
         return decode_config(data, f"{self.store.uri}/{CONFIG}")
-
-    def _import(self, config: TrainConfig) -> None:
-        """While the network is busy with the inputs."""
-        import_for_ranks(config)
-        self._mark("import")
 
     def _run_ranks(
         self, config: TrainConfig, lease: Lease, inputs: Inputs, resumed: Manifest | None, size: int
@@ -360,29 +293,6 @@ class Attempt:
 
 class _Leave(BaseException):
     """Raised by the signal handler. No Exception: an import under way would swallow that."""
-
-
-class _Untouched:
-    """A store in which a node that does not lead deletes nothing: what it finds damaged, the head makes anew."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def delete(self, key: str) -> None:
-        pass
-
-
-class _Pool(ThreadPoolExecutor):
-    """Two threads beside the imports. Where one thing fails, nobody waits for the others."""
-
-    def __init__(self) -> None:
-        super().__init__(2)
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        self.shutdown(wait=kind is None, cancel_futures=True)
 
 
 def _attempt(epoch: int) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import re
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Sequence
@@ -97,9 +98,12 @@ def always(what: Trouble | Answer, method: str = ".", path: str = ".") -> Plan:
 
 
 class FaultProxy:
-    """Hands requests on to `upstream`; `plan` may be changed at any time, `requests` is what came."""
+    """Hands requests on to `upstream`; `plan` may be changed at any time, `requests` is what came.
 
-    def __init__(self, upstream: str) -> None:
+    With `tls` its own side is https; upstream is http either way.
+    """
+
+    def __init__(self, upstream: str, tls: ssl.SSLContext | None = None) -> None:
         self.plan: Plan = all_well
         self.requests: list[Request] = []
         self.troubles = 0
@@ -109,7 +113,8 @@ class FaultProxy:
         self._connections = 0
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.netloc = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self.url = f"http://{self.netloc}"
+        self._tls = tls
+        self.url = f"{'https' if tls else 'http'}://{self.netloc}"
 
     def __enter__(self) -> FaultProxy:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -130,8 +135,12 @@ class FaultProxy:
 
     def _serve(self, client: socket.socket, number: int) -> None:
         host, _, port = self._upstream.partition(":")
-        with client, suppress(OSError, _Closed), socket.create_connection((host, int(port))) as server:
-            talk = _Talk(client, server)
+        with (
+            suppress(OSError, _Closed),
+            self._tls.wrap_socket(client, server_side=True) if self._tls else client as ours,
+            socket.create_connection((host, int(port))) as server,
+        ):
+            talk = _Talk(ours, server)
             while self._one(talk, number):
                 pass
 

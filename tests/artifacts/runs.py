@@ -64,8 +64,8 @@ class Observer:
     def sees(self, operation: Operation) -> None:
         """Called before every operation, also a late one: what is deleted must have been replaced."""
         if operation.name == "delete":
-            newer = [m.key for m in valid_manifests(self.store) if m.key > operation.key]
-            if operation.key in self.durable and not newer and not self.damaged:
+            lost = operation.key in self.durable and not self.damaged
+            if lost and not any(manifest.key > operation.key for manifest in valid_manifests(self.store)):
                 raise Violation(
                     f"{operation.key} was durable and is deleted, with nothing newer in its place"
                 )

@@ -7,7 +7,8 @@ Against a server over TLS that throws everything away (null_s3.py), so the clien
 (about 0.5 s) taken off by a run with one file of a byte; memory is the largest resident size above that run's.
 
 Tuned boto3: TransferConfig(64 MiB parts, 4 threads), CRC32C by awscrt, 4 files at once, 32 connections.
-`aws` needs: python -m venv /tmp/aws && /tmp/aws/bin/pip install awscli awscrt; without it, its rows are left out.
+`aws` is as pip gives it, with its defaults: python -m venv /tmp/aws && /tmp/aws/bin/pip install awscli. Without it,
+its rows are left out.
 """
 
 from __future__ import annotations
@@ -189,12 +190,28 @@ def main() -> None:
         rows = list(compare(Path(folder), asked.aws, asked.repeat))
     if asked.json:
         asked.json.write_text(json.dumps(rows, indent=1))
-    figures = ("mb_per_s", "cpu_s_per_gb", "extra_mib")
-    print(f"{'':<32} {'MB/s':>8} {'CPU s/GB':>9} {'MiB more':>9}   (medians of {asked.repeat})")
-    for key in dict.fromkeys((row["set"], row["direction"], row["client"]) for row in rows):
-        same = [row for row in rows if (row["set"], row["direction"], row["client"]) == key]
-        speed, cpu, memory = (statistics.median(float(str(row[f])) for row in same) for f in figures)
-        print(f"{key[0]!s:<12} {key[1]!s:<5} {key[2]!s:<13} {speed:>8.0f} {cpu:>9.2f} {memory:>9.0f}")
+    report(rows, asked.repeat)
+
+
+def report(rows: list[dict[str, object]], repeat: int) -> None:
+    """Medians; and ratios of the quietest turns, since other programs only ever make a turn longer."""
+    turns: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    for row in rows:
+        key = tuple(str(row[name]) for name in ("set", "direction", "client"))
+        for figure in ("mb_per_s", "cpu_s_per_gb", "extra_mib"):
+            turns.setdefault(key, {}).setdefault(figure, []).append(float(str(row[figure])))
+    print(f"{'':<32} {'MB/s':>8} {'CPU s/GB':>9} {'MiB more':>9}   (medians of {repeat})")
+    for key, figures in turns.items():
+        speed, cpu, memory = (statistics.median(values) for values in figures.values())
+        print(f"{key[0]:<12} {key[1]:<5} {key[2]:<13} {speed:>8.0f} {cpu:>9.2f} {memory:>9.0f}")
+    for (name, direction, client), figures in turns.items():
+        if client != "vlaunch":
+            ours = turns[name, direction, "vlaunch"]
+            speed = max(ours["mb_per_s"]) / max(figures["mb_per_s"])
+            cpu = min(ours["cpu_s_per_gb"]) / min(figures["cpu_s_per_gb"])
+            print(
+                f"{name}, {direction}: {speed:.2f} times the MB/s of {client}, {cpu:.2f} times its CPU s per GB"
+            )
 
 
 if __name__ == "__main__":

@@ -75,7 +75,10 @@ _BROKEN: tuple[tuple[tuple[type[Exception], ...], Fault], ...] = (
     ((broken.SSLError,), _thrice(_passing("no trusted connection", _TRUSTED))),
     ((broken.ConnectionError,), _passing("it cannot be reached", _ENDPOINT)),
     ((broken.IncompleteReadError, ResponseParserError), _passing("the reply was cut off")),
-    ((broken.HTTPClientError, urllib3.exceptions.HTTPError, OSError), _passing("the connection broke")),
+    (
+        (broken.HTTPClientError, urllib3.exceptions.HTTPError, OSError),
+        _passing("the connection broke", _ENDPOINT),
+    ),
 )
 
 

@@ -46,18 +46,29 @@ class Slice(io.RawIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         left = self.stop - self._at
-        wanted = left if size is None or size < 0 else min(size, left)
-        with local_errors(self.path):
-            data = os.pread(self.descriptor, wanted, self._at)
-        if wanted and not data:
-            raise StoreError(
-                f"{self.path} became shorter while it was sent", hint="finish writing it, then send it"
-            )
+        data = self._from(self._at, left if size is None or size < 0 else min(size, left))
         self._at += len(data)
         if self._pace is not None and self._at > self._counted:
             # A library may read all of it twice, first for a signature: these bytes go over the wire once.
             self._pace.let(self._at - self._counted)
             self._counted = self._at
+        return data
+
+    def pieces(self, size: int) -> Iterator[bytes]:
+        """All of it, for a look before it is sent: the pace does not mind."""
+        at = self.start
+        while at < self.stop:
+            piece = self._from(at, min(size, self.stop - at))
+            yield piece
+            at += len(piece)
+
+    def _from(self, at: int, wanted: int) -> bytes:
+        with local_errors(self.path):
+            data = os.pread(self.descriptor, wanted, at)
+        if wanted and not data:
+            raise StoreError(
+                f"{self.path} became shorter while it was sent", hint="finish writing it, then send it"
+            )
         return data
 
     def readinto(self, buffer: Any) -> int:
