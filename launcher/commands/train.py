@@ -131,4 +131,4 @@ def _check_clouds(clouds: Sequence[str]) -> Sequence[Problem]:
     """Only where there are some: the door to SkyPilot stays shut for a run on this machine."""
     from launcher.clouds.sky import access_problems
 
-    return access_problems(clouds)
+    return list(access_problems(clouds).values())

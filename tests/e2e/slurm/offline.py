@@ -11,7 +11,6 @@ from typing import Any
 
 from sky.server import plugins
 
-
 # By memory it would start a dozen here, which keep two cores busy for half a minute, after every start of the server.
 _CONTROLLERS = 2
 
