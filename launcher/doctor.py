@@ -196,9 +196,9 @@ def clouds(infra: Sequence[Infra]) -> Iterator[Check]:
         yield Check("clouds", "skypilot", "unusable", error.message, error.hint, required=True)
         return
     for name in names:
-        problem = problems.get(name)
+        problem, fix = problems.get(name) or (None, None)
         value = "not usable" if problem else "SkyPilot may use it"
-        yield Check("clouds", name, value, *(problem or (None, None)), required=True)
+        yield Check("clouds", name, value, problem, fix, required=True)
 
 
 def _recovery(loaded: str | None) -> Check:

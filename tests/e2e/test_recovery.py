@@ -120,7 +120,7 @@ def test_a_power_cut_of_skypilot_itself_during_a_recovery_does_not_stop_the_run(
 
 
 def test_a_stopped_run_is_saved_and_resumed_from_any_laptop(rig: Rig) -> None:
-    train(rig, "pause", STEPS, "--infra", "slurm/us-west")
+    train(rig, "pause", 8 * STEPS, "--infra", "slurm/us-west")  # it must not be over before it can be stopped
     training(rig, "pause", 1)
 
     stopped = json.loads(rig.vlaunch("stop", "pause", "--store", rig.store, "--json").stdout)
