@@ -191,14 +191,14 @@ def clouds(infra: Sequence[Infra]) -> Iterator[Check]:
             what = "SkyPilot's server does not run, so its clouds were not looked at"
             yield Check("clouds", "server", "not running", what, "sky api start")
             return
-        problems = {problem.what: problem.fix for problem in sky.access_problems(names)}
+        problems = sky.access_problems(names)
     except VlaunchError as error:
         yield Check("clouds", "skypilot", "unusable", error.message, error.hint, required=True)
         return
     for name in names:
-        problem = next((what for what in problems if what.endswith(f" {name}")), None)
+        problem, fix = problems.get(name) or (None, None)
         value = "not usable" if problem else "SkyPilot may use it"
-        yield Check("clouds", name, value, problem, problems.get(problem or ""), required=True)
+        yield Check("clouds", name, value, problem, fix, required=True)
 
 
 def _recovery(loaded: str | None) -> Check:

@@ -20,7 +20,6 @@ from launcher.render import render_train, run_uri
 from launcher.settings import cache_dir
 from launcher.shipment import Shipment
 from launcher.wheel import write_wheel
-from trainer.artifacts import probe
 from trainer.artifacts.journal import Journal, read_journal
 from trainer.artifacts.layout import CONFIG, TASK, valid_run_id
 from trainer.artifacts.manifest import hash_file, put_blob
@@ -113,11 +112,9 @@ def create(
 
     Raises:
         ConfigError: the name is taken by a run with another config.
-        StoreRefused: the store does not keep what was created first.
     """
     uri = run_uri(request.store, request.name)
     store = open_store(uri)
-    probe.answer_s(store)  # or two attempts may both believe that the run is theirs
     base = _base_files(request.config.model)
     config = _with_files(request.config, train, held_out, base)
     if config.follows_held_out_loss and not held_out:

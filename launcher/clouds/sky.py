@@ -7,7 +7,9 @@ settings say which.
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import sys
 import time
 import warnings
@@ -37,6 +39,21 @@ _LOG_LINES = 15
 _ANSWER_S = 10.0
 _LOOK_S = 2.0
 _FIX_ACCESS = "`sky check` says what is missing for each cloud"
+# Of botocore, google-auth and SkyPilot itself, for keys that are too old or that nobody knows.
+_REFUSED_CREDENTIALS = re.compile(
+    r"ExpiredToken|RequestExpired|InvalidClientToken|invalid_grant|reauthenticat\w*|access token is expired"
+    r"|InvalidCloudCredentials|invalid cloud credentials",
+    re.IGNORECASE,
+)
+# SkyPilot's server keeps the variables that it was started with.
+_FIX_CREDENTIALS = (
+    "sign in there again (aws sso login, gcloud auth application-default login); sky api stop; sky api start"
+)
+_FIX_SERVER = (
+    "~/.sky/api_server/server.log says why; where it names a port in use, a killed server has left a process there: "
+    "lsof -ti :50011 | xargs kill"
+)
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class SkyCloud:
@@ -97,8 +114,10 @@ class SkyCloud:
         if not jobs or jobs[0]["status"] not in _FAILED:
             return None
         job = jobs[0]
-        said = (job["failure_reason"] or job["details"] or "it gave no reason").strip()
+        said = _one_line(job["failure_reason"] or job["details"] or "it gave no reason")
         if job["status"] in ("FAILED_PRECHECKS", "FAILED_NO_RESOURCE"):
+            if _REFUSED_CREDENTIALS.search(said):
+                return _credentials(said)
             return NotReady(f"SkyPilot found no machine for {job['job_name']}: {said}", hint=_FIX_ACCESS)
         what = f"{job['job_name']} is {job['status']} in SkyPilot: {said}"
         if job["status"] == "FAILED_SETUP":
@@ -137,24 +156,34 @@ def loaded_plugin() -> str | None:
     return str(named[0].get("version")) if named else ""
 
 
-def access_problems(clouds: Sequence[str]) -> list[Problem]:
-    """What keeps SkyPilot from starting machines on these clouds: asks each cloud for the account's rights."""
+def access_problems(clouds: Sequence[str]) -> dict[str, Problem]:
+    """What keeps SkyPilot from starting machines on each of these clouds, by cloud: asks them for the account's rights.
+
+    Some seconds. What SkyPilot remembers of an earlier answer is not trusted: keys expire.
+    """
     require_extra("sky", "sky", needed_for="a run on a cloud")
+    told = io.StringIO()
     with _sky() as sky:
         sdk = sky.client.sdk
-        missing = _without(clouds, sky.get(sdk.enabled_clouds()))
-        if missing:  # what SkyPilot remembers may be old: ask the clouds, and show what they say
-            sky.stream_and_get(sdk.check(tuple(missing), verbose=False))
-            missing = _without(clouds, sky.get(sdk.enabled_clouds()))
-    return [
-        Problem(f"SkyPilot cannot use {cloud}", f"sky check {cloud} says what is missing")
-        for cloud in missing
-    ]
+        sky.stream_and_get(sdk.check(tuple(clouds), verbose=False), output_stream=told)
+        enabled = {str(cloud).lower() for cloud in sky.get(sdk.enabled_clouds())}
+    return {cloud: _no_access(cloud, told.getvalue()) for cloud in clouds if cloud not in enabled}
 
 
-def _without(clouds: Sequence[str], enabled: Sequence[object]) -> list[str]:
-    there = {str(cloud).lower() for cloud in enabled}
-    return [cloud for cloud in clouds if cloud not in there]
+def _no_access(cloud: str, told: str) -> Problem:
+    """The problem with a cloud, from what `sky check` printed: its name and `disabled`, and the reason below."""
+    found = re.search(
+        rf"^ *{cloud}: disabled *\n((?: {{3,}}.*\n?)*)", _ANSI.sub("", told), re.MULTILINE | re.IGNORECASE
+    )
+    reason = " ".join(found[1].split()) if found else ""
+    if refusal := _REFUSED_CREDENTIALS.search(reason):
+        what = f"the credentials of {cloud} have expired or are not accepted ({refusal[0]})"
+        return Problem(what, f"{_FIX_CREDENTIALS}; sky check {cloud} says more")
+    said = reason.partition(": ")[2].partition(". ")[0].rstrip(".")
+    return Problem(
+        f"SkyPilot cannot use {cloud}" + (f": {said}" if said else ""),
+        f"sky check {cloud} says what is missing",
+    )
 
 
 def _lines(job: int, *, follow: bool) -> Iterator[str]:
@@ -192,11 +221,13 @@ def _sky() -> Iterator[Any]:
 
 
 def _translated(error: Exception, exceptions: Any) -> VlaunchError:
-    said = " ".join(str(error).split()) or type(error).__name__
+    said = _one_line(str(error)) or type(error).__name__
     if isinstance(error, exceptions.ApiServerConnectionError):
         return NotReady(
             f"SkyPilot's API server does not answer: {said}", hint="sky api status; sky api start"
         )
+    if isinstance(error, exceptions.InvalidCloudCredentials) or _REFUSED_CREDENTIALS.search(said):
+        return _credentials(said)
     if isinstance(error, exceptions.NoCloudAccessError | exceptions.CloudUserIdentityError):
         return NotReady(f"SkyPilot has no cloud to use: {said}", hint=_FIX_ACCESS)
     if isinstance(error, exceptions.ResourcesUnavailableError):
@@ -206,6 +237,16 @@ def _translated(error: Exception, exceptions: Any) -> VlaunchError:
         )
     if isinstance(error, exceptions.ApiServerAuthenticationError | exceptions.PermissionDeniedError):
         return NotReady(f"SkyPilot's API server refuses: {said}", hint="sky api login")
+    if isinstance(error, RuntimeError) and "API server process exited" in said:
+        return NotReady(f"SkyPilot's API server could not be started: {said}", hint=_FIX_SERVER)
     return VlaunchError(
         f"SkyPilot failed: {said}", hint="--debug shows where; sky api logs shows what it did"
     )
+
+
+def _credentials(said: str) -> NotReady:
+    return NotReady(f"the cloud does not accept SkyPilot's credentials: {said}", hint=_FIX_CREDENTIALS)
+
+
+def _one_line(said: str) -> str:
+    return " ".join(_ANSI.sub("", said).split())

@@ -83,9 +83,11 @@ def command(
 
 def _create(asked: Asked, request: TrainRequest, catalog: Catalog, shipment: Shipment, *, yes: bool) -> str:
     """The run in its store, once everything is there and its price is agreed to. Returns its URI."""
+    from contextlib import suppress
     from dataclasses import replace
 
     from launcher import submit
+    from launcher.errors import StoreError
     from launcher.follow import refuse_if_live
     from launcher.plan import make_plan
     from launcher.preflight import preflight, refuse
@@ -93,7 +95,8 @@ def _create(asked: Asked, request: TrainRequest, catalog: Catalog, shipment: Shi
     from launcher.request import make_launch
 
     submit.refuse_unsupported(request)
-    refuse_if_live(request.store, request.name)
+    with suppress(StoreError):  # a store that does not answer is told below, with all else that is missing
+        refuse_if_live(request.store, request.name)
     size = None if asked.model else asked.size or "tiny"
     train, held_out = submit.corpus_files(size, asked.data, asked.eval_data)
     count = submit.count_corpus(train)
@@ -103,7 +106,7 @@ def _create(asked: Asked, request: TrainRequest, catalog: Catalog, shipment: Shi
     request = replace(request, corpus_tokens=count.tokens, corpus_conversations=count.conversations)
     plan = make_plan(request, catalog)
     say(plan_text(plan))
-    refuse(preflight(request, plan, [*train, *held_out], check_clouds=_check_clouds))
+    refuse(preflight(request, plan, [*train, *held_out], _check_store, _check_clouds))
     _agree(plan, yes)
     return submit.create(request, plan, make_launch(asked, plan), shipment, train, held_out)
 
@@ -115,8 +118,17 @@ def _agree(plan: Plan, yes: bool) -> None:
         confirm(f"Spend about ${usd:,.2f}?", yes=yes)
 
 
+def _check_store(uri: str) -> Sequence[Problem]:
+    """Without conditional writes, two attempts might both believe that the run is theirs."""
+    from trainer.artifacts import probe
+    from trainer.artifacts.store import open_store
+
+    probe.answer_s(open_store(uri))
+    return []
+
+
 def _check_clouds(clouds: Sequence[str]) -> Sequence[Problem]:
     """Only where there are some: the door to SkyPilot stays shut for a run on this machine."""
     from launcher.clouds.sky import access_problems
 
-    return access_problems(clouds)
+    return list(access_problems(clouds).values())

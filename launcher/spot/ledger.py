@@ -62,8 +62,8 @@ class Ledger:
         self._record(attempt, "running", zone=zone, instance=instance, usd_per_hour=usd_per_hour)
 
     def lost(self) -> None:
-        """The newest machine is gone, if it was ever there."""
-        self._end("preempted")
+        """The newest machine is gone. One that was asked for by a controller that died may never have been there."""
+        self._end("preempted", never_seen="orphaned")
 
     def limit(self) -> str | None:
         """The budget or the deadline that has been reached, in words; entered as the end of the run's last machine."""
@@ -84,12 +84,14 @@ class Ledger:
 
     def stopped(self) -> None:
         """The newest machine was given back at a limit."""
-        self._end("stopped")
+        self._end("stopped", never_seen="stopped")
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, *, never_seen: str) -> None:
         self._read()
-        for attempt in open_attempts(self._events()):
-            self._record(attempt, "ended", reason=reason)
+        events = self._events()
+        seen = {event.attempt for event in events if event.writer == "box" or event.kind == "running"}
+        for attempt in open_attempts(events):
+            self._record(attempt, "ended", reason=reason if attempt in seen else never_seen)
 
     def _claim(self, attempt: int) -> int:
         try:

@@ -103,19 +103,23 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
     async def _try(
         self, candidate: Candidate, resources: Any, recovery: bool
     ) -> tuple[float | None, Exception | None]:
-        """One place, once: when the job was submitted there; before a first launch also why it never can be."""
+        """One place, once: when the job was submitted there, or why it can never be (credentials, no such machine)."""
         attempt = await asyncio.to_thread(self._ledger.requested, candidate)
         self._task.set_resources([resources])
         self._task.update_envs({"VLAUNCH_ATTEMPT": str(attempt), "VLAUNCH_REGION": candidate.region})
         error, said = None, "no machine"
         try:
             submitted: float | None = await self._launch(
-                max_retry=1, raise_on_failure=not recovery, recovery=recovery
+                max_retry=1, raise_on_failure=True, recovery=recovery
             )
         except exceptions.ProvisionPrechecksError as refusal:
             submitted, error, said = None, refusal, "; ".join(str(reason) for reason in refusal.reasons)
         except exceptions.ManagedJobReachedMaxRetriesError as refusal:
             submitted, said = None, str(refusal)
+        except exceptions.ClusterSetUpError as failure:
+            if not recovery:
+                raise
+            submitted, said = None, str(failure)
         if submitted is None:
             await asyncio.to_thread(self._ledger.refused, attempt, candidate, said)
         else:

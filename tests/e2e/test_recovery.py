@@ -103,3 +103,41 @@ def test_a_run_gets_round_an_outage_of_a_region_and_of_a_zone(rig: Rig) -> None:
     zones = [event.data["zone"] for event in events(rig, "outage", "running")]
     assert regions(rig, "outage") == ["us-east", "us-east"] and zones == ["us-east-a", "us-east-b"]
     assert [event.data["regions"] for event in events(rig, "outage", "no_capacity")] == [["us-west"]]
+
+
+def test_a_power_cut_of_skypilot_itself_during_a_recovery_does_not_stop_the_run(rig: Rig) -> None:
+    train(rig, "dark", STEPS)
+    training(rig, "dark", 1)
+    rig.take("dark")
+    until(lambda: len(events(rig, "dark", "requested")) == 2, "the recovery begins")
+    rig.lose_power()
+    rig.sky("api", "start")
+
+    status = finished(rig, "dark")
+
+    assert (status["state"], status["preemptions"]) == ("finished", 1)
+    assert regions(rig, "dark")[0] == "us-east" and "us-west" in regions(rig, "dark")[1:]
+
+
+def test_a_stopped_run_is_saved_and_resumed_from_any_laptop(rig: Rig) -> None:
+    train(rig, "pause", 8 * STEPS, "--infra", "slurm/us-west")  # it must not be over before it can be stopped
+    training(rig, "pause", 1)
+
+    stopped = json.loads(rig.vlaunch("stop", "pause", "--store", rig.store, "--json").stdout)
+    again = json.loads(rig.vlaunch("stop", "pause", "--store", rig.store, "--json").stdout)
+    rig.vlaunch("resume", "pause", "--store", rig.store, "--detach")
+    twice = rig.vlaunch("resume", "pause", "--store", rig.store, check=False)
+
+    assert (stopped["state"], stopped["was_running"], again["was_running"]) == ("stopped", True, False)
+    assert twice.returncode == 3 and "running already" in twice.stderr
+    assert finished(rig, "pause")["state"] == "finished"
+    assert [event.data["resumed_from"] > 0 for event in events(rig, "pause", "started")] == [False, True]
+
+
+def test_two_nodes_of_eight_gpus_meet_and_have_their_ranks(rig: Rig) -> None:
+    machine = ["--gpus", "A100:8", "--num-nodes", 2, "--set", "parallel.processes=8"]
+    train(rig, "nodes", 4, "--infra", "slurm/us-east", *machine)
+
+    assert finished(rig, "nodes")["state"] == "finished"
+    (started,) = events(rig, "nodes", "started")
+    assert (started.data["nodes"], started.data["world_size"]) == (2, 16)

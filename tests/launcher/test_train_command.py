@@ -204,7 +204,7 @@ def test_a_read_only_store_is_refused_before_anything_starts(vlaunch: Vlaunch, t
 
     done = vlaunch("train", "--data", corpus, "--store", taken / "below")
 
-    assert done.code == 1 and str(taken) in done.err and "Traceback" not in done.err
+    assert done.code == 3 and str(taken) in done.err and "Traceback" not in done.err
 
 
 def test_a_finished_run_is_told_of_and_not_started_again(vlaunch: Vlaunch, tmp_path: Path) -> None:

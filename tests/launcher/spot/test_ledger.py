@@ -60,6 +60,22 @@ def test_a_lost_machine_sends_the_next_controller_to_the_other_region(store: Sto
     assert {e.kind for e in read_journal(store)} == {"created", "requested", "running", "ended"}
 
 
+def test_a_region_that_was_only_asked_when_the_controller_died_is_not_blamed_for_a_loss(store: Store) -> None:
+    clock = Clock()
+    one = Ledger(store.uri, clock)
+    east, west = one.order(PLACES)
+    one.running(one.requested(east), "us-east-1a", "p4d.24xlarge", 8.0)
+    one.lost()
+    one.requested(west)
+
+    other = Ledger(store.uri, clock)
+    other.lost()
+
+    assert [c.region for c in other.order(PLACES)] == ["us-west", "us-east-1"]
+    ends = [event.data["reason"] for event in read_journal(store) if event.kind == "ended"]
+    assert ends == ["preempted", "orphaned"]
+
+
 def test_every_request_is_an_attempt_of_its_own_and_only_machines_are_billed(store: Store) -> None:
     ledger = Ledger(store.uri, Clock())
     first, second = ledger.order(PLACES)

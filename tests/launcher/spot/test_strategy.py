@@ -115,6 +115,19 @@ def test_a_first_launch_that_can_never_succeed_fails_with_skypilots_reason(tmp_p
     assert ["no credentials" in e.data["error"] for e in refusals] == [True, True]
 
 
+def test_a_recovery_goes_on_past_a_place_that_never_can_be_and_the_journal_says_why(tmp_path: Path) -> None:
+    world = World()
+    strategy = executor(world, str(tmp_path / "runs/x"), [EAST, WEST])
+    asyncio.run(strategy.launch())
+    world.wrong.add("us-west")
+
+    asyncio.run(strategy.recover())
+
+    assert world.asked == ["us-east", "us-west", "us-east"]
+    (refusal,) = [e for e in read_journal(open_store(str(tmp_path / "runs/x"))) if e.kind == "no_capacity"]
+    assert refusal.data["error"] == "no credentials"
+
+
 def test_the_task_keeps_all_its_places_for_the_next_recovery(tmp_path: Path) -> None:
     strategy = executor(World(), str(tmp_path / "runs/x"), [EAST, WEST])
 
