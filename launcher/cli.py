@@ -38,6 +38,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "serve": ("launcher.commands.serve", "A model behind a chat page and OpenAI's API"),
         "chat": ("launcher.commands.chat", "Talk to a model in the terminal"),
         "message": ("launcher.commands.message", "One question, one answer, an exit code"),
+        "compose": (
+            "launcher.commands.compose",
+            "Files for docker compose: serving, and training on request",
+        ),
     },
     "Look": {
         "runs": ("launcher.commands.runs", "Every run in the store"),
@@ -80,6 +84,7 @@ OTHER_WORDS = {
     "up": "serve",
     "deploy": "serve",
     "ask": "message",
+    "docker": "compose",
 }
 COMPLETE_VARIABLE = "_VLAUNCH_COMPLETE"
 

@@ -6,22 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher import services
+from launcher import anywhere, services
 from serving.client import Api, key_from_environment
 from serving.protocol import API_PORT
 from serving.signing import read_private
 
 
 def open_api(given: Mapping[str, Any]) -> Api:
-    """The API that was named, else the newest service of this computer that is ready, with its key."""
+    """The API that was named, else the newest service of ours that is ready, with its key."""
     key = read_private(Path(given["api_key_file"])).split() if given["api_key_file"] else None
     key_text = key[0] if key else key_from_environment()
     if given["url"]:
         return Api(given["url"], key_text, given["timeout"])
     for name in reversed(sorted(services.names(), key=lambda name: services.home(name).stat().st_mtime)):
-        seen = services.view(name)
-        if seen.state == "ready" and seen.url:
-            return Api(seen.url, key_text or services.key(name), given["timeout"])
+        if url := anywhere.ready_url(name):
+            return Api(url, key_text or anywhere.key(name), given["timeout"])
     return Api(f"http://127.0.0.1:{API_PORT}", key_text, given["timeout"])
 
 

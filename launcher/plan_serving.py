@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from launcher.catalog import NO_SPOT, Catalog
-from launcher.errors import Problem, UsageError
+from launcher.errors import NotReady, Problem, UsageError
 from launcher.fit import Model, model_of, unknown_card
 from launcher.places import Candidate, MarketName, offers_of, price
 from launcher.plan import known_cards
@@ -86,6 +86,31 @@ def serve_request(asked: Asked, load_4bit: bool) -> ServeRequest:
         infra=asked.infra,
         spot=asked.spot,
     )
+
+
+def cheapest_cards(request: ServeRequest, catalog: Catalog) -> Gpus:
+    """Of the machines that the asked places sell, the cheapest that the model fits.
+
+    Raises:
+        NotReady: it fits none of them.
+    """
+    market: MarketName = "spot" if request.spot else "on-demand"
+    prices: dict[Gpus, float] = {}
+    for name, number in catalog.machines((place.cloud for place in request.infra), CARDS):
+        cards = Gpus(name, number)
+        if not _fits(request, request.bits, cards):
+            continue
+        found = [price(offer, market) for offer in offers_of(request.infra, cards, catalog, request.spot)]
+        known = [value for value in found if value is not None]
+        if known:
+            prices[cards] = min(known)
+    if not prices:
+        places = ", ".join(str(place) for place in request.infra)
+        raise NotReady(
+            f"{request.name} in {request.bits} bit fits no machine that is sold in {places}",
+            hint="--load-8bit or --load-4bit, or another --infra",
+        )
+    return min(prices, key=lambda cards: (prices[cards], cards))
 
 
 def make_serve_plan(request: ServeRequest, catalog: Catalog) -> ServePlan:

@@ -28,7 +28,7 @@ _PLACE = ("infra", "use_spot", *_SIZES)
 # What a machine needs only where it makes the run; here the run is in its store already.
 _TO_MAKE_A_RUN = ("MODEL_SIZE", "TRAIN_DATA", "VLAUNCH_STORE", "TRAIN_OPTIONS")
 # Where our wheel lies on a machine.
-_WHEELS = "~/.vlaunch"
+WHEELS = "~/.vlaunch"
 
 
 def run_uri(store: str, name: str) -> str:
@@ -54,7 +54,7 @@ def render_train(plan: Plan, request: TrainRequest, shipment: Shipment) -> str:
         resources = task["resources"]
         del resources["accelerators"], resources["use_spot"]
         resources["ordered"] = _places(plan)
-    return _dump(task)
+    return dump(task)
 
 
 def trusted_task(stored: bytes, run_uri: str, shipment: Shipment) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _ours(run_uri: str, shipment: Shipment) -> dict[str, Any]:
     task["envs"] |= {"VLAUNCH_RUN": run_uri, **shipment.envs}
     task["resources"]["job_recovery"]["strategy"] = shipment.strategy
     if shipment.wheel is not None:
-        there = f"{_WHEELS}/{shipment.wheel.name}"
+        there = f"{WHEELS}/{shipment.wheel.name}"
         task["file_mounts"] = {there: str(shipment.wheel)}
         task["envs"] |= {
             "VLAUNCH_WHEEL": there,
@@ -141,5 +141,5 @@ def _literal(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _literal)
 
 
-def _dump(task: dict[str, Any]) -> str:
+def dump(task: dict[str, Any]) -> str:
     return yaml.dump(task, Dumper=_Dumper, sort_keys=False, width=110)

@@ -7,17 +7,18 @@ from typing import Any, TypeVar
 
 import click
 
-from launcher import values
-from launcher.options import ValueType, option
+from launcher import options
+from launcher.options import option
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-INFRA = ValueType("infra", values.Infra.parse, values.Infra, complete=("local",))
 
 _ALL = (
     option("--name", "-n", help="Name of the service.  [default: made from the model's]"),
     option("--model-name", help="What clients call the model.  [default: the run, the folder or the id]"),
-    option("--infra", type=INFRA, multiple=True, default=("local",), help="Where it runs; this machine, so far."),
+    options.infra,
+    options.spot,
+    options.gpus,
+    options.catalog,
     option("--workers", type=click.IntRange(min=1, max=64), default=1, help="Model servers, each with the model."),
     option("--engine", default="hf", help="hf, vllm, or MODULE:FUNCTION."),
     option("--adapter", multiple=True, metavar="NAME=PATH", help="LoRA adapters, chosen by model name; repeatable."),
@@ -26,6 +27,7 @@ _ALL = (
     option("--num-gpus", type=click.IntRange(min=1), default=1, help="GPUs of one worker."),
     option("--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", help="What it computes on."),
     option("--dtype", type=click.Choice(("auto", "bf16", "fp16", "fp32")), default="auto", help="What it computes in."),
+    option("--template", help="Chat template.  [default: the one that the model was trained with]"),
     option("--max-running", type=click.IntRange(min=1), help="Requests at a time.  [default: the engine decides]"),
     option("--host", default="127.0.0.1", help="Address to listen on; any but loopback gets a key."),
     option("--port", type=click.IntRange(0, 65535), help="Of page and API.  [default: 8000, or a free one]"),

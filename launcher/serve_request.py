@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import NotReady, UsageError, require_extra
+from launcher.errors import UsageError, require_extra
 from launcher.serve_model import Model
 from launcher.services import new_name
 from serving.protocol import API_PORT, CONTROLLER_PORT
 from serving.service import Service
 from serving.signing import read_secret
+from trainer.conversation import get_template
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,27 +32,25 @@ def make_service(model: Model, given: Mapping[str, Any]) -> ServeRequest:
     require_extra(
         "serve", "uvicorn", "starlette", "aiohttp", "orjson", "prometheus_client", needed_for="vlaunch serve"
     )
-    for infra in given["infra"]:
-        if str(infra) != "local":
-            raise NotReady(f"serving on {infra} comes later", hint="--infra local, on a machine there")
     host = _address(given["host"])
-    join = _controller(given["controller_ip"])
+    join = controller_address(given["controller_ip"])
+    join = join and f"http://{join}"
     if join is None and given["secret_file"]:
         raise UsageError("--secret-file is for --controller-ip", hint="a new service makes its own secret")
     away = join is not None and not _is_loopback(join.rpartition("//")[2].rpartition(":")[0].strip("[]"))
+    own_keys(given)
     keys = given["api_key_file"]
-    if keys:
-        _check_keys(Path(keys))
+    client_name = given["model_name"] or model.name
     service = Service(
         name=given["name"] or new_name(model.name),
-        model=given["model_name"] or model.name,
-        worker=tuple(_worker_words(model, given)),
+        model=client_name,
+        worker=("--model", model.source, "--name", client_name, *engine_words(given), *_adapters(given)),
         workers=given["workers"],
         num_gpus=given["num_gpus"],
         host="0.0.0.0" if away and _is_loopback(host) else host,
         port=_port(host, given["port"], API_PORT),
         controller_port=_port(host, given["controller_port"], CONTROLLER_PORT),
-        api=tuple(_api_words(given, keys)),
+        api=(*api_words(given), *(("--api-key-file", str(Path(keys).absolute())) if keys else ())),
         join=join,
     )
     secret = (
@@ -62,42 +61,43 @@ def make_service(model: Model, given: Mapping[str, Any]) -> ServeRequest:
     )
 
 
-def _check_keys(file: Path) -> None:
-    """Raises UsageError for what the API would not take, before anything is started."""
+def own_keys(given: Mapping[str, Any]) -> str | None:
+    """The text of --api-key-file. Raises UsageError for what the API would not take, before anything is started."""
     from serving.api.keys import Keys
+    from serving.signing import read_private
 
-    Keys.read(file)
+    if not given["api_key_file"]:
+        return None
+    Keys.read(Path(given["api_key_file"]))
+    return read_private(Path(given["api_key_file"]))
 
 
-def _worker_words(model: Model, given: Mapping[str, Any]) -> Sequence[str]:
-    words = [
-        "--model",
-        model.source,
-        "--name",
-        given["model_name"] or model.name,
-        "--engine",
-        given["engine"],
-    ]
-    for name in ("device", "dtype", "num_gpus", "max_running"):
+def engine_words(given: Mapping[str, Any]) -> list[str]:
+    """Options of a worker, but for what is served."""
+    if given["template"]:
+        get_template(given["template"])
+    words = ["--engine", given["engine"]]
+    for name in ("device", "dtype", "num_gpus", "max_running", "template"):
         if given[name] is not None:
             words += [f"--{name.replace('_', '-')}", str(given[name])]
-    for name in ("load_8bit", "load_4bit"):
-        if given[name]:
-            words.append(f"--{name.replace('_', '-')}")
+    return words + [f"--load-{bits}bit" for bits in (8, 4) if given[f"load_{bits}bit"]]
+
+
+def api_words(given: Mapping[str, Any]) -> list[str]:
+    """Options of an API, but for keys."""
+    words = ["--policy", given["policy"]]
+    for origin in given["allow_origin"]:
+        words += ["--allow-origin", origin]
+    return words
+
+
+def _adapters(given: Mapping[str, Any]) -> list[str]:
+    words = []
     for adapter in given["adapter"]:
         name, equals, path = adapter.partition("=")
         if not (name and equals and Path(path).is_dir()):
             raise UsageError(f"--adapter {adapter}: no folder there", hint="--adapter NAME=PATH")
         words += ["--adapter", f"{name}={Path(path).absolute()}"]
-    return words
-
-
-def _api_words(given: Mapping[str, Any], keys: str | None) -> Sequence[str]:
-    words = ["--policy", given["policy"]]
-    for origin in given["allow_origin"]:
-        words += ["--allow-origin", origin]
-    if keys:
-        words += ["--api-key-file", str(Path(keys).absolute())]
     return words
 
 
@@ -117,8 +117,8 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _controller(given: str | None) -> str | None:
-    """IP[:PORT] as an address."""
+def controller_address(given: str | None) -> str | None:
+    """IP[:PORT] as HOST:PORT, with brackets where they belong. Raises UsageError."""
     if given is None:
         return None
     host, colon, port = given.rpartition(":")
@@ -127,7 +127,7 @@ def _controller(given: str | None) -> str | None:
     if not port.isdigit() or not host:
         raise UsageError(f"--controller-ip {given} is no IP or IP:PORT")
     bare = host.strip("[]")
-    return f"http://[{bare}]:{port}" if ":" in bare else f"http://{bare}:{port}"
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
 
 
 def _port(host: str, wanted: int | None, usual: int) -> int:

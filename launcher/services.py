@@ -35,6 +35,8 @@ from serving.service import (
 from serving.signing import new_key, new_secret, write_private
 from trainer.artifacts.layout import valid_run_id
 
+# What describes a service on rented machines: launcher/rented.py.
+RENTED = "rented.json"
 _LOOK_S = 0.1
 # A drain's longest, and what the supervisor adds to it.
 _STOP_S = 150.0
@@ -52,7 +54,8 @@ class ServiceView:
     workers: int
     restarts: int
     problem: str | None
-    processes: dict[str, int | None]
+    processes: dict[str, int | str | None]
+    """Process ids here; on rented machines what the cloud says of each."""
 
     def as_dict(self) -> dict[str, Any]:
         return {"service": self.name, **{key: getattr(self, key) for key in self.__slots__[1:]}}
@@ -70,7 +73,7 @@ def home(name: str) -> Path:
 
 
 def names() -> list[str]:
-    return sorted(path.parent.name for path in folder().glob(f"*/{DESCRIPTION}"))
+    return sorted(path.parent.name for what in (DESCRIPTION, RENTED) for path in folder().glob(f"*/{what}"))
 
 
 def find(name: str | None) -> str | None:
@@ -112,7 +115,7 @@ def create(service: Service, *, keys_needed: bool, secret: str | None) -> Path:
         NotReady: a service of that name is running.
     """
     where = home(service.name)
-    if is_alive(where):
+    if is_alive(where) or ((where / RENTED).exists() and (read_state(where) or {}).get("state") != "stopped"):
         raise NotReady(
             f"the service {service.name} is running", hint=f"vlaunch stop {service.name}, or another --name"
         )

@@ -34,7 +34,7 @@ ADDRESSES = (
     "STORAGE_EMULATOR_HOST",
 )
 # What shows that a machine can reach the store.
-_STORES = {"s3": "boto3", "s3+single-writer": "boto3", "gs": "google.cloud.storage"}
+STORES = {"s3": "boto3", "s3+single-writer": "boto3", "gs": "google.cloud.storage"}
 _MODULES = ("trainer", "torch", "transformers")
 
 
@@ -70,7 +70,7 @@ def pack(config: TrainConfig, store: str, recovery: str) -> Shipment:
     if os.environ.get("WANDB_API_KEY") and config.tracking.report_to != "none":
         extras.append("wandb")  # a process beside the attempt keeps the curve up to date
         modules.append("wandb")
-    if needed := _STORES.get(store.partition("://")[0]):
+    if needed := STORES.get(store.partition("://")[0]):
         modules.append(needed)
     return Shipment(
         wheel=wheel_path(),

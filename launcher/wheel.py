@@ -21,6 +21,8 @@ from launcher.errors import NotReady
 from launcher.settings import cache_dir
 
 _PACKAGES = ("launcher", "serving", "task_templates", "trainer")
+# The versions that install together: at the root of a checkout, in the package where vlaunch is installed.
+_CONSTRAINTS = "constraints.txt"
 _LEFT_OUT = {".pyc", ".pyo"}
 # The first date that a zip file can hold: the bytes depend on the content alone.
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
@@ -35,6 +37,14 @@ def wheel_path() -> Path:
         digest.update(f"{name}\0{len(data)}\0".encode())
         digest.update(data)
     return cache_dir() / "wheels" / f"vlaunch-{__version__}+{digest.hexdigest()[:12]}-py3-none-any.whl"
+
+
+def constraints() -> str:
+    """The pins of constraints.txt. Raises NotReady where this installation lacks them."""
+    for name, data in _files():
+        if name == f"launcher/{_CONSTRAINTS}":
+            return data.decode()
+    raise NotReady(f"the {_CONSTRAINTS} of this vlaunch is missing", hint="install vlaunch again")
 
 
 def write_wheel() -> Path:
@@ -111,4 +121,7 @@ def _files() -> tuple[tuple[str, bytes], ...]:
         for path in sorted(root.rglob("*")):
             if path.is_file() and path.suffix not in _LEFT_OUT:
                 found.append((f"{package}/{path.relative_to(root).as_posix()}", path.read_bytes()))
+        pins = root.parent / _CONSTRAINTS
+        if package == "launcher" and not (root / _CONSTRAINTS).exists() and pins.is_file():
+            found.append((f"{package}/{_CONSTRAINTS}", pins.read_bytes()))
     return tuple(found)

@@ -10,11 +10,14 @@ import http.client
 import json
 import os
 import ssl
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+from serving.protocol import TABLE_PATH, Announcement, Table
+from serving.signing import HEADER, sign
 from trainer.errors import NotReady, UsageError, VlaunchError
 
 KEY_VARIABLES = ("VLAUNCH_API_KEY", "OPENAI_API_KEY")
@@ -99,6 +102,44 @@ class Api:
             ) from None
         finally:
             connection.close()
+
+
+def answers(url: str, model: str, key: str | None, timeout_s: float) -> bool:
+    """Whether the model behind an API makes one token: readiness as a fact. `url`: http://HOST:PORT."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=timeout_s)
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+    ask = {"model": model, "prompt": "Hello", "max_tokens": 1}
+    try:
+        connection.request("POST", "/v1/completions", json.dumps(ask), headers)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def workers_known(controller: str, secret: bytes, timeout_s: float) -> Sequence[Announcement] | None:
+    """Every worker that a controller knows; None where it cannot be reached. `controller`: HOST:PORT.
+
+    Raises:
+        NotReady: it refuses the secret.
+    """
+    connection = http.client.HTTPConnection(controller, timeout=timeout_s)
+    try:
+        headers = {HEADER: sign(secret, "POST", TABLE_PATH, b"", time.time())}
+        connection.request("POST", TABLE_PATH, b"", headers)
+        reply = connection.getresponse()
+        said = reply.read(_LONGEST_LINE)
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+    if reply.status != 200:
+        raise NotReady(
+            f"the controller at {controller} refuses: {said.decode(errors='replace')[:200]}",
+            hint="--secret-file names the secret of that service",
+        )
+    return Table.model_validate_json(said).workers
 
 
 def key_from_environment() -> str | None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 from starlette.applications import Starlette
@@ -26,6 +27,7 @@ from serving.protocol import (
     ANNOUNCE_PATH,
     CONTROLLER_PORT,
     DRAIN_PATH,
+    SEEN_HOST,
     TABLE_PATH,
     Announcement,
     Drain,
@@ -64,7 +66,7 @@ class Controller:
         return Starlette(routes=routes, lifespan=self._sweeping, exception_handlers={_Refused: _refusal})
 
     async def announce(self, request: Request) -> Response:
-        said = _parsed(Announcement, await self._signed(request))
+        said = _reachable(_parsed(Announcement, await self._signed(request)), request)
         before = self.registry.version
         orders = self.registry.announce(said, time.monotonic())
         if self.registry.version != before:
@@ -120,6 +122,16 @@ class Controller:
         """Answer everybody who waits for a change."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _reachable(said: Announcement, request: Request) -> Announcement:
+    """With the host from which it came, where a worker does not know its own."""
+    url = urlsplit(said.url)
+    if url.hostname != SEEN_HOST or request.client is None:
+        return said
+    host = request.client.host
+    seen = f"{url.scheme}://{f'[{host}]' if ':' in host else host}:{url.port}"
+    return said.model_copy(update={"url": seen})
 
 
 class _Refused(Exception):

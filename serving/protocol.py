@@ -21,6 +21,10 @@ ANNOUNCE_PATH, TABLE_PATH, DRAIN_PATH = "/announce", "/table", "/drain"
 # Ports as users of FastChat know them.
 CONTROLLER_PORT, WORKER_PORT, API_PORT = 21001, 21002, 8000
 
+# A worker that does not know by which address others reach it announces this host: the controller puts in the one from
+# which it heard the worker.
+SEEN_HOST = "0.0.0.0"
+
 _LONGEST_NAME = 200
 
 
@@ -56,6 +60,7 @@ class Announcement(Message):
         models: the model and its adapters, by the names that clients use.
         running, waiting: requests. capacity: how many can run at a time.
         state: "draining" takes no new requests; "gone" is its last word.
+        label: whatever tells its operator which of his workers it is.
     """
 
     url: Address
@@ -68,6 +73,7 @@ class Announcement(Message):
     waiting: Annotated[int, Field(ge=0)] = 0
     capacity: Annotated[int, Field(ge=1)] = 1
     state: State = "ready"
+    label: Annotated[str, Field(max_length=_LONGEST_NAME)] = ""
 
 
 class Orders(Message):

@@ -163,6 +163,7 @@ def make_server(app: ASGIApp, *, grace_s: float) -> Server:
             ws="none",
             lifespan="on",
             access_log=False,
+            proxy_headers=False,  # who somebody is, only the connection says
             log_config=None,
             log_level="warning",
             server_header=False,

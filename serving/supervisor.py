@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import fcntl
 import glob
-import http.client
 import json
 import logging
 import os
@@ -26,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from serving.client import answers
 from serving.listening import listen
 from serving.service import LOCK, LOGS, SECRET, STATE, State, api_key, read_service, read_state
 from trainer.errors import NotReady, UsageError, VlaunchError
@@ -290,20 +290,8 @@ class Supervisor:
 
 def probe(home: Path) -> bool:
     """Whether the service's model makes one token."""
-    service = read_service(home)
     url = (read_state(home) or {})["url"]
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=_PROBE_TIMEOUT_S)
-    headers = {"content-type": "application/json"}
-    if key := api_key(home):
-        headers["authorization"] = f"Bearer {key}"
-    ask = {"model": service.model, "prompt": "Hello", "max_tokens": 1}
-    try:
-        connection.request("POST", "/v1/completions", json.dumps(ask), headers)
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    return answers(url, read_service(home).model, api_key(home), _PROBE_TIMEOUT_S)
 
 
 def _port(door: socket.socket) -> int:

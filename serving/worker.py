@@ -2,7 +2,8 @@
 
 It announces itself once a second as long as its engine is sound. Told to go (SIGTERM, an operator's drain, the
 cloud's notice that the machine is taken), it refuses new requests, finishes those that it has, says goodbye and ends
-with exit code 0. Killed, it is missed within seconds. With a broken engine it ends with 1: start it again.
+with exit code 0, or with 75 if its machine is taken: start it elsewhere. Killed, it is missed within seconds. With a
+broken engine it ends with 1: start it again.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from serving.protocol import (
     ANNOUNCE_PATH,
     ANNOUNCE_S,
     CONTROLLER_PORT,
+    SEEN_HOST,
     WORKER_PORT,
     Announcement,
     Orders,
@@ -36,7 +38,7 @@ from serving.protocol import (
 )
 from serving.server import serve_until_told
 from serving.signing import HEADER, sign
-from trainer.errors import UsageError, VlaunchError
+from trainer.errors import Preempted, UsageError, VlaunchError
 from trainer.notices import watched
 from trainer.preemption import NEWS, Board
 
@@ -48,6 +50,8 @@ _DRAIN_S = 120.0
 _RESERVE_S = 2.0
 _ANNOUNCE_TIMEOUT_S = 3.0
 _MOST_WAITING = 256
+# Of --advertise: behind NAT, as most machines of clouds are, only others know a worker's address.
+SEEN = "seen"
 
 
 class Worker:
@@ -58,9 +62,10 @@ class Worker:
         self._engine = engine
         self._secret = common.secret
         self._controller: str = options.controller
-        self._url = (
-            options.advertise or f"http://{_reachable_host(common.host, options.controller)}:{common.port}"
-        )
+        self._url = _address(common)
+        self._label: str = options.label
+        self._spot: bool = options.spot
+        self._taken = False
         self._listening = common.listening
         self._board, self._read = board, 0
         self._life, self._born = secrets.token_hex(8), time.time()
@@ -71,7 +76,11 @@ class Worker:
         self.answering = Answering(engine, common.secret, most_waiting=options.max_waiting)
 
     async def run(self) -> None:
-        """Serves until told to go. Raises VlaunchError where the engine broke."""
+        """Serves until told to go.
+
+        Raises:
+            VlaunchError: the engine broke. Preempted: the machine is taken.
+        """
         timeout = aiohttp.ClientTimeout(total=_ANNOUNCE_TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=timeout) as self._session:
             announcing = asyncio.create_task(self._announce_for_ever())
@@ -87,6 +96,8 @@ class Worker:
             await self._announce("gone")
         if self.answering.broken.is_set():
             raise VlaunchError("the engine broke", hint="the log above says how; a new worker may do")
+        if self._taken:
+            raise Preempted("this machine is being taken", hint="start the worker elsewhere")
 
     async def _announce_for_ever(self) -> None:
         while True:
@@ -114,6 +125,7 @@ class Worker:
                 waiting=waiting,
                 capacity=card.places,
                 state=state,
+                label=self._label,
             )
             .model_dump_json()
             .encode()
@@ -129,6 +141,7 @@ class Worker:
                     problem = f"{reply.status} {said[:200].decode(errors='replace')}"
                 elif Orders.model_validate_json(said).drain and not self._told.is_set():
                     log.info("the controller says: drain")
+                    self._spot = False  # it is this worker that is to go, not its machine
                     self._told.set()
         except (aiohttp.ClientError, TimeoutError, OSError, ValidationError) as error:
             problem = str(error) or type(error).__name__
@@ -146,12 +159,14 @@ class Worker:
         for news in posted:
             if news.leave_by is not None and not self._told.is_set():
                 log.info("%s: leaving", news.source)
+                self._spot = True
                 self._leave_by = news.leave_by - _RESERVE_S
                 self._told.set()
 
     async def _leave(self) -> None:
         """No new requests, and the open ones to their end, as long as there is time."""
         self.answering.draining = True
+        self._taken = self._spot
         await self._announce("draining")
         left_s = _DRAIN_S if self._leave_by is None else max(0.0, self._leave_by - time.monotonic())
         if self.answering.broken.is_set():
@@ -162,6 +177,15 @@ class Worker:
             log.info("drained")
         except TimeoutError:
             log.warning("%d requests are cut off", self.answering.open)
+
+
+def _address(common: program.Common) -> str:
+    """Where others reach this worker, as far as it can know."""
+    advertise: str | None = common.options.advertise
+    if advertise not in (None, SEEN):
+        return str(advertise)
+    host = SEEN_HOST if advertise else _reachable_host(common.host, common.options.controller)
+    return f"http://{host}:{common.port}"
 
 
 def _reachable_host(bound: str, controller: str) -> str:
@@ -194,7 +218,16 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--max-running", type=int, help="requests at a time; default: as the engine decides")
     made.add_argument("--max-waiting", type=int, default=_MOST_WAITING, help="more than that are told 429")
     made.add_argument("--controller", default=f"http://127.0.0.1:{CONTROLLER_PORT}", metavar="URL")
-    made.add_argument("--advertise", metavar="URL", help="where the API reaches this worker")
+    made.add_argument(
+        "--advertise",
+        metavar="URL",
+        help=f"where the API reaches this worker; {SEEN}: as the controller sees it",
+    )
+    made.add_argument("--label", default="", help="what operators call it")
+    made.add_argument(
+        "--spot", action="store_true", help="SIGTERM says that the machine is taken: end with 75"
+    )
+    made.add_argument("--template", help="chat template instead of the one that the model was trained with")
     made.add_argument(
         "--ready-file", type=Path, help=argparse.SUPPRESS
     )  # touched when the controller knows it
@@ -219,6 +252,7 @@ def engine_options(options: argparse.Namespace) -> EngineOptions:
         load_4bit=options.load_4bit,
         num_gpus=options.num_gpus,
         max_running=options.max_running,
+        template=options.template,
     )
 
 
@@ -228,8 +262,9 @@ def main(arguments: list[str] | None = None) -> int:
     board = Board()
 
     async def serve(common: program.Common) -> None:
-        for url in filter(None, (options.controller, options.advertise)):
-            _checked(url)
+        for url in (options.controller, options.advertise):
+            if url not in (None, SEEN):
+                _checked(url)
         engine = await open_engine(options.engine, engine_options(options))
         try:
             await Worker(engine, common, board).run()

@@ -14,15 +14,15 @@ from launcher import options
 def command(run: str, store: str, follow: bool) -> None:
     """The output of all attempts, in order; of ended ones also after this machine has forgotten them.
 
-    RUN may also be a service of this computer.
+    RUN may also be a service of yours.
     """
-    from launcher import services
+    from launcher import anywhere
     from launcher.launch import cloud_of_run
     from launcher.render import run_uri
     from launcher.runview import find_run
 
-    if service := services.find(run):
-        lines = services.logs(service, follow=follow)
+    if service := anywhere.find(run):
+        lines = anywhere.logs(service, follow=follow)
     else:
         name = find_run(store, run)
         lines = cloud_of_run(store, name).logs(run_uri(store, name), follow=follow)

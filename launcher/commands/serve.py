@@ -13,6 +13,7 @@ from launcher.serve_options import serve_options
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from launcher.serve_model import Model
     from launcher.services import ServiceView
 
 
@@ -21,31 +22,49 @@ if TYPE_CHECKING:
     examples=(
         "vlaunch serve tiny-1120-230501                  # a run's model: page and API on this machine",
         "vlaunch serve ./my-model --workers 2 --detach   # a folder; vlaunch stop ends it",
+        "vlaunch serve org/model --infra aws --spot       # rented: a controller that stays, spot workers",
     ),
 )
 @click.argument("model", metavar="RUN|PATH|HF_ID")
 @serve_options
 @options.store
+@options.dry_run
+@options.yes
 @options.detach
 @click.pass_context
-def command(ctx: click.Context, /, model: str, store: str, detach: bool, **given: Any) -> None:
-    """Serve a model: controller, workers, OpenAI's API and a chat page, looked after on this machine.
+def command(
+    ctx: click.Context, /, model: str, store: str, dry_run: bool, yes: bool, detach: bool, **given: Any
+) -> None:
+    """Serve a model: controller, workers, OpenAI's API and a chat page; here, or on rented machines with --infra.
 
-    It returns, or prints the address, once the model has answered. Ctrl-C ends it; with --detach, vlaunch stop.
-    With --controller-ip only workers are started, and join the service there.
+    It returns, or prints the address, once the model has answered. Here Ctrl-C ends it; with --detach, and on rented
+    machines, vlaunch stop does. With --controller-ip only workers are started, and join the service there.
     """
-    from launcher import services
     from launcher.serve_model import find_model
+    from launcher.values import Infra
+
+    found = find_model(model, store)
+    if given["infra"] == (Infra("local"),):
+        _here(ctx, found, given, dry_run=dry_run, detach=detach)
+    else:
+        _rented(ctx, found, given, dry_run=dry_run, yes=yes)
+
+
+def _here(ctx: click.Context, model: Model, given: dict[str, Any], *, dry_run: bool, detach: bool) -> None:
+    from launcher import services
     from launcher.serve_request import make_service
 
-    request = make_service(find_model(model, store), given)
+    request = make_service(model, given)
+    if dry_run:
+        click.echo(request.service.model_dump_json(indent=2))
+        return
     where = services.create(request.service, keys_needed=request.keys_needed, secret=request.secret)
     leash = services.start(where, leashed=not detach)
     name = request.service.name
     say(f"starting {name}; vlaunch logs -f {name} shows what it does")
     try:
         seen = services.wait_until_ready(name)
-        answer, text = _answer(seen, where)
+        answer, text = _answer(seen, where, services.key(name))
         emit(ctx, answer, text)
         if not detach:
             _stay(name)
@@ -57,10 +76,35 @@ def command(ctx: click.Context, /, model: str, store: str, detach: bool, **given
             leash.close()
 
 
-def _answer(seen: ServiceView, where: Path) -> tuple[dict[str, Any], str]:
+def _rented(ctx: click.Context, model: Model, given: dict[str, Any], *, dry_run: bool, yes: bool) -> None:
+    from launcher import rented
+    from launcher.clouds.base import open_machines
+    from launcher.output import confirm
+    from launcher.rented_request import rent
+    from launcher.report.plan_serving import serve_plan_text
+    from launcher.services import home
+
+    request = rent(model, given)
+    if request.plan is not None:
+        say(serve_plan_text(request.plan))
+    if dry_run:
+        click.echo(request.rented.text, nl=False)
+        return
+    machines = open_machines()
+    if request.usd_per_hour is not None:
+        confirm(f"Spend about ${request.usd_per_hour:,.2f} an hour until vlaunch stop?", yes=yes)
+    name = request.rented.name
+    rented.create(request.rented, secret=request.secret, keys=request.keys)
+    say(f"{name} goes on without this terminal; vlaunch status {name}, vlaunch stop {name}")
+    seen = rented.bring_up(name, machines)
+    answer, text = _answer(seen, home(name), rented.api_key(home(name)))
+    emit(ctx, answer, text)
+
+
+def _answer(seen: ServiceView, where: Path, secret: str | None) -> tuple[dict[str, Any], str]:
+    """`secret`: the API's key, if it needs one."""
     import json
 
-    from launcher.services import key
     from serving.service import SECRET
 
     if seen.url is None:
@@ -71,7 +115,6 @@ def _answer(seen: ServiceView, where: Path) -> tuple[dict[str, Any], str]:
             "workers": seen.workers,
         }
         return joined, f"{seen.workers} workers of {seen.model} have joined {seen.controller}\n"
-    secret = key(seen.name)
     answer = {
         "name": seen.name,
         "url": f"{seen.url}/v1",

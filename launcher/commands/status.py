@@ -17,19 +17,19 @@ from launcher.output import emit
 def command(ctx: click.Context, run: str | None, store: str) -> None:
     """Where a run is: state, step, loss, what is durable, attempts, dollars.
 
-    RUN is a name or its unique beginning; without it, the newest run. The name of a service of this computer
+    RUN is a name or its unique beginning; without it, the newest run. The name of a service of yours
     shows the service: state, address, workers.
     """
     from datetime import UTC, datetime
 
-    from launcher import services
+    from launcher import anywhere
     from launcher.report.service import service_text
     from launcher.report.tables import as_dict
     from launcher.report.terminal import status_text
     from launcher.runview import find_run, read_run, view
 
-    if service := services.find(run):
-        shown = services.view(service)
+    if service := anywhere.find(run):
+        shown = anywhere.view(service)
         emit(ctx, shown.as_dict(), lambda: service_text(shown))
         return
     now = datetime.now(UTC)

@@ -15,19 +15,19 @@ from launcher.output import emit
 def command(ctx: click.Context, run: str, store: str) -> None:
     """Ask a run to save and end; returns when its machine is gone. `vlaunch resume` goes on later.
 
-    RUN may also be a service of this computer: it finishes the answers that it has begun, and ends.
+    RUN may also be a service of yours: it finishes the answers that it has begun, and ends.
     """
     from datetime import UTC, datetime
 
-    from launcher import services
+    from launcher import anywhere
     from launcher.follow import wait_until_left
     from launcher.launch import cloud_of_run
     from launcher.render import run_uri
     from launcher.runview import find_run, read_run, view
 
-    if service := services.find(run):
-        was_running = services.stop(service)
-        shown = services.view(service)
+    if service := anywhere.find(run):
+        was_running = anywhere.stop(service)
+        shown = anywhere.view(service)
         emit(ctx, {**shown.as_dict(), "was_running": was_running}, f"{service} is {shown.state}")
         return
     name = find_run(store, run)

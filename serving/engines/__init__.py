@@ -30,6 +30,7 @@ class EngineOptions:
         name: what clients call it.
         adapters: folders of LoRA adapters by the names that clients use.
         max_running: requests at a time; None: as the engine decides.
+        template: name of a chat template; None: the one that lies with the model, which it was trained with.
     """
 
     model: str
@@ -41,6 +42,7 @@ class EngineOptions:
     load_4bit: bool = False
     num_gpus: int = 1
     max_running: int | None = None
+    template: str | None = None
 
 
 async def open_engine(kind: str, options: EngineOptions) -> Engine:
@@ -95,5 +97,6 @@ def _model(options: EngineOptions, device: Device) -> ModelOptions:
         dtype=_DTYPES[options.dtype],
         load_in="8bit" if options.load_8bit else "4bit" if options.load_4bit else None,
         num_gpus=options.num_gpus,
+        template=options.template,
         adapters={name: Path(folder) for name, folder in options.adapters.items()},
     )

@@ -19,6 +19,7 @@ import yaml
 import task_templates
 from launcher.plan import Candidate, Plan, TrainRequest, make_plan
 from launcher.render import job_name, render_train, run_uri, trusted_task
+from launcher.render_serving import Cargo, render_controller, render_worker
 from launcher.shipment import Shipment, pack
 from launcher.values import Gpus, Infra
 from tests.conftest import REPOSITORY, Ran
@@ -58,6 +59,14 @@ SECRET = replace(
     secrets=("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
     envs={"AWS_ENDPOINT_URL": "https://minio.example"},
 )
+L4 = tuple(replace(place, accelerator="L4:1") for place in AWS)
+CARGO = Cargo(
+    SHIPMENT.wheel,
+    ("serve", "train"),
+    ("serving", "torch"),
+    ("VLAUNCH_SERVE_SECRET", "HF_TOKEN"),
+    {"AWS_REGION": "us-east-1"},
+)
 KEPT = replace(SHIPMENT, strategy="VLAUNCH")
 
 
@@ -76,6 +85,16 @@ CASES: dict[str, Callable[[], str]] = {
     ),
     "slurm-with-secrets": lambda: render_train(*planned("tiny", SLURM), SECRET),
     "local": lambda: render_train(*planned("tiny", (), spot=True, cores=2), Shipment()),
+    "controller-aws": lambda: render_controller(
+        "front-controller", "aws/us-east-1", 8000, 21001, ["--policy", "lottery"], CARGO
+    ),
+    "controller-slurm": lambda: render_controller(
+        "front-controller", "slurm/us-east", 8123, 21009, [], CARGO
+    ),
+    "worker-spot": lambda: render_worker("front-worker-0", "org/m-7b", "m", ["--load-8bit"], L4, None, CARGO),
+    "worker-slurm": lambda: render_worker(
+        "more-worker-0", "s3://b/runs/x", "x", [], SLURM, "10.0.0.5:21001", CARGO
+    ),
 }
 
 
