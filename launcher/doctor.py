@@ -48,6 +48,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "zstandard",
         "matplotlib",
         "orjson",
+        "msgspec",
         "selectolax",
         "markdown-it-py",
         "py3langid",

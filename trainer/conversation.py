@@ -26,6 +26,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from trainer.errors import ConfigError, DataError, nearest
 
@@ -182,18 +183,23 @@ class ChatTemplate:
     def _segments(self, pieces: Iterable[tuple[str, bool, bool]]) -> list[Segment]:
         """Neighbouring ordinary text is one segment, so a prompt and its training text tokenise alike."""
         segments: list[Segment] = []
-        pattern = re.compile("(" + "|".join(map(re.escape, self.special_tokens)) + ")")
         for text, trained, quoted in pieces:
-            for part in [text] if quoted else pattern.split(text):
-                special = not quoted and part in self.special_tokens
+            if not text:
+                continue
+            for part, special in ((text, False),) if quoted else _marked(text, self.special_tokens):
                 last = segments[-1] if segments else None
-                if not part:
-                    continue
                 if special or last is None or last.special or last.trained != trained:
                     segments.append(Segment(part, trained, special))
                 else:
                     segments[-1] = Segment(last.text + part, trained)
         return segments
+
+
+@lru_cache(maxsize=1024)
+def _marked(text: str, special_tokens: tuple[str, ...]) -> tuple[tuple[str, bool], ...]:
+    """A template's own text, cut at special tokens: (part, whether it is one). The few there are come back always."""
+    parts = re.split("(" + "|".join(map(re.escape, special_tokens)) + ")", text)
+    return tuple((part, part in special_tokens) for part in parts if part)
 
 
 def get_template(name: str) -> ChatTemplate:

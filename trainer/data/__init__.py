@@ -1,6 +1,7 @@
 """The corpus: reading conversations from files, counting them, and one that Python carries itself.
 
     json_stream.py  bytes -> JSON values one at a time, with the place of what is broken
+    json_blocks.py  the same cut into blocks of whole samples, not decoded, for workers
     containers.py   files -> samples: compression, JSON, JSON lines, Parquet, as streams
     samples.py      one sample -> one Conversation, or the reason why not
     read.py         paths -> Corpus, which streams conversations and accounts for every sample

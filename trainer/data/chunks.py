@@ -1,7 +1,7 @@
 """Input files as chunks of samples, each with its number: the unit of work, of resuming and of sharing out.
 
-A chunk never crosses files, and where it ends depends on the file's samples alone. So chunk 12 of a file is the
-same in every run, on every machine, and from .json, .jsonl.zst or .parquet.
+A chunk never crosses files, and where it ends depends on the file's bytes alone, so chunk 12 of a file is the same in
+every run and on every machine. Text is handed on as it is read; whoever works on a chunk decodes it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.data.containers import inspect_file, read_samples
+from trainer.data.containers import inspect_file, read_blocks
+from trainer.data.json_blocks import Block
 from trainer.data.json_stream import Sample, Unreadable
 
-SAMPLES = 128  # of a chunk
-CHARACTERS = 4 << 20  # of a chunk, so that memory has a bound in bytes too
+SAMPLES = 128  # of a chunk of what is no text, or no text that could be cut
+CHARACTERS = 4 << 20  # of one, so that memory has a bound in bytes too
 LARGEST = 16 << 20  # bytes of one sample: five million tokens
 _DEEPEST = 32  # a conversation needs four levels
+_NESTED = Unreadable("nested too deeply", f"more than {_DEEPEST} levels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,23 +28,38 @@ class Chunk:
 
     number: int
     first: int
-    samples: list[Sample]
+    content: Block | list[Sample]
+
+    def __len__(self) -> int:
+        return self.content.count if isinstance(self.content, Block) else len(self.content)
+
+    def values(self, path: Path) -> tuple[list[Any], Callable[[int], str]]:
+        """(the samples, index -> where it stands, in words). Raises DataError where the text is broken."""
+        content = self.content
+        if isinstance(content, Block):
+            values, where = content.values(path)
+            for index, value in enumerate(values):
+                if _too_deep(value):
+                    values[index] = _NESTED
+            return values, where
+        return [sample.value for sample in content], lambda index: content[index].where
 
 
 def read_chunks(path: Path, moved: Callable[[int], None] | None = None) -> Iterator[Chunk]:
-    """The chunks of a file. Memory: one chunk. Raises DataError where the file is broken."""
+    """The chunks of a file. Memory: one chunk. Raises DataError where the file is broken, or `Chunk.values` does."""
     samples: list[Sample] = []
     number, first, weight = 0, 1, 0
-    for sample in read_samples(path, inspect_file(path), largest=LARGEST, moved=moved):
-        size = _weight(sample.value, 0)
-        if size < 0:
-            detail = f"more than {_DEEPEST} levels"
-            sample = Sample(sample.where, Unreadable("nested too deeply", detail))
-        elif size > LARGEST:
-            sample = Sample(sample.where, Unreadable("too large", f"{size:,} characters"))
-            size = 0
+    for found in read_blocks(path, inspect_file(path), largest=LARGEST, moved=moved):
+        if isinstance(found, Block):
+            if samples:
+                yield Chunk(number, first, samples)
+                number, first, samples, weight = number + 1, first + len(samples), [], 0
+            yield Chunk(number, first, found)
+            number, first = number + 1, first + found.count
+            continue
+        sample = _within_bounds(found)
         samples.append(sample)
-        weight += max(size, 0)
+        weight += _characters(sample.value)
         if len(samples) == SAMPLES or weight > CHARACTERS:
             yield Chunk(number, first, samples)
             number, first, samples, weight = number + 1, first + len(samples), [], 0
@@ -50,22 +67,35 @@ def read_chunks(path: Path, moved: Callable[[int], None] | None = None) -> Itera
         yield Chunk(number, first, samples)
 
 
-def _weight(value: Any, depth: int) -> int:
-    """Characters in a JSON value, roughly; negative where it is nested too deeply."""
+def _within_bounds(sample: Sample) -> Sample:
+    if isinstance(sample.value, Unreadable):
+        return sample
+    if _too_deep(sample.value):
+        return Sample(sample.where, _NESTED)
+    size = _characters(sample.value)
+    return (
+        sample if size <= LARGEST else Sample(sample.where, Unreadable("too large", f"{size:,} characters"))
+    )
+
+
+def _too_deep(value: Any) -> bool:
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _characters(value: Any) -> int:
+    """In a JSON value that is not too deep, roughly."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):
-        inner: Any = value.values()
-    elif isinstance(value, list):
-        inner = value
-    else:
-        return 8
-    if depth == _DEEPEST:
-        return -1
-    total = 8
-    for each in inner:
-        size = len(each) if isinstance(each, str) else _weight(each, depth + 1)
-        if size < 0:
-            return -1
-        total += size
-    return total
+        return 8 + sum(map(_characters, value.values()))
+    return 8 + sum(map(_characters, value)) if isinstance(value, list) else 8

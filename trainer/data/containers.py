@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from trainer.data import json_blocks
+from trainer.data.json_blocks import Block
 from trainer.data.json_stream import Sample, is_json, read_lines, read_values
 from trainer.errors import DataError, NotReady
 
@@ -75,6 +77,18 @@ def read_samples(
             yield from read_lines(path, _chunks(path, container.compression, moved), largest)
         else:
             yield from read_values(path, _chunks(path, container.compression, moved), largest)
+
+
+def read_blocks(
+    path: Path, container: Container, *, largest: int, moved: Callable[[int], None] | None = None
+) -> Iterator[Block | Sample]:
+    """As `read_samples`, but JSON comes undecoded, in blocks of many samples, wherever that can be."""
+    if container.kind in ("json", "jsonl"):
+        with _reading(path):
+            chunks = _chunks(path, container.compression, moved)
+            yield from json_blocks.read_blocks(path, container.kind, chunks, largest)
+    else:
+        yield from read_samples(path, container, largest=largest, moved=moved)
 
 
 def _kind(path: Path, start: bytes, line: int) -> str:

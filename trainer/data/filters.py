@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,14 @@ class Look:
         self.phrases = phrases
         self.min_characters = min_characters
         self.answers = [turn.text for turn in conversation.turns if turn.role == ASSISTANT]
-        self.everything = "\n".join([turn.text for turn in conversation.turns])
+
+    @cached_property
+    def everything(self) -> str:
+        return "\n".join([turn.text for turn in self.turns])
+
+    @cached_property
+    def lowered(self) -> str:
+        return self.everything.lower()
 
 
 def _too_short(look: Look) -> str | None:
@@ -122,7 +129,7 @@ def _begins(look: Look, phrases: tuple[str, ...]) -> str | None:
 
 
 def _blocked(look: Look) -> str | None:
-    lowered = look.everything.lower()
+    lowered = look.lowered
     for phrase in look.phrases.blocked:
         if phrase in lowered:
             whole = re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)")
@@ -164,6 +171,8 @@ _NUMBERED = re.compile(r"^( *)(\d{1,9})[.)] ", re.MULTILINE)
 
 
 def _broken_lists(look: Look) -> str | None:
+    if look.everything.count("\n1. ") + look.everything.count("\n1) ") < 2:
+        return None
     for number, answer in enumerate(look.answers, 1):
         if answer.count("\n1. ") + answer.count("\n1) ") < 2:
             continue

@@ -109,8 +109,8 @@ def split_name(path: Path) -> tuple[str, str]:
 
 
 class LineWriter(Protocol):
-    def __call__(self, line: bytes) -> None:
-        """One sample as JSON, with its line end."""
+    def __call__(self, lines: bytes | memoryview, /) -> object:
+        """Samples as JSON, each with its line end."""
         ...
 
 
@@ -176,13 +176,13 @@ def _compressed(file: BinaryIO, compression: str) -> Iterator[BinaryIO]:
 @contextmanager
 def _lines(stream: BinaryIO, container: str) -> Iterator[LineWriter]:
     if container == ".jsonl":
-        yield cast(LineWriter, stream.write)
+        yield stream.write
         return
     before = b"[\n"
 
-    def write(line: bytes) -> None:
+    def write(lines: bytes | memoryview) -> None:
         nonlocal before
-        stream.write(before + line.rstrip(b"\n"))
+        stream.write(before + bytes(lines).rstrip(b"\n").replace(b"\n", b",\n"))
         before = b",\n"
 
     yield write
@@ -208,10 +208,11 @@ def _parquet(file: BinaryIO) -> Iterator[LineWriter]:
             writer.write_table(table)
             rows.clear()
 
-    def write(line: bytes) -> None:
-        rows.append(orjson.loads(line))
-        if len(rows) == _ROWS:
-            flush()
+    def write(lines: bytes | memoryview) -> None:
+        for line in bytes(lines).splitlines():
+            rows.append(orjson.loads(line))
+            if len(rows) == _ROWS:
+                flush()
 
     yield write
     flush()

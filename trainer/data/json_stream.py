@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from trainer.errors import DataError
 
@@ -22,6 +22,30 @@ MAX_SAMPLE = 256 << 20
 _LONGEST_PIECE = 16
 _BLANK = " \t\n\r"
 _OPEN_STRING = "Unterminated string"  # json's words; its place is where the string starts
+
+
+_CONTINUES = bytes(range(0x80, 0xC0))  # bytes that begin no character of UTF-8
+
+
+class Place(NamedTuple):
+    """Of the next byte of a text: line and column (in characters), both from 1, and the number of bytes before it."""
+
+    line: int
+    column: int
+    byte: int
+
+    def after(self, text: bytes) -> Place:
+        """The place behind these bytes."""
+        lines, tail = text.count(b"\n"), text[text.rfind(b"\n") + 1 :]
+        characters = len(tail) if tail.isascii() else len(tail.translate(None, _CONTINUES))
+        return Place(self.line + lines, (1 if lines else self.column) + characters, self.byte + len(text))
+
+    @property
+    def words(self) -> str:
+        return f"line {self.line}, column {self.column}"
+
+
+START = Place(1, 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +64,12 @@ class Unreadable:
     detail: str
 
 
-def read_lines(path: Path, chunks: Iterator[bytes], largest: int | None = None) -> Iterator[Sample]:
+def read_lines(
+    path: Path, chunks: Iterator[bytes], largest: int | None = None, place: Place = START
+) -> Iterator[Sample]:
     """JSON lines: one value per line that is not blank. A line longer than `largest` bytes is `Unreadable`."""
     quick = _quick_decoder()
-    for number, raw in enumerate(_lines(path, chunks, largest), start=1):
+    for number, raw in enumerate(_lines(path, chunks, largest), start=place.line):
         if isinstance(raw, int):
             yield Sample(f"line {number}", Unreadable("too large", f"a line of {raw:,} bytes"))
             continue
@@ -68,10 +94,18 @@ def read_values(path: Path, chunks: Iterator[bytes], largest: int | None = None)
     if stream.peek() == "\ufeff":
         stream.skip()
     if stream.peek() == "[":
-        yield from _read_array(stream)
+        stream.skip()
+        yield from _elements(stream)
     else:
         while stream.peek():
             yield stream.sample()
+
+
+def read_elements(
+    path: Path, chunks: Iterator[bytes], largest: int | None = None, place: Place = START
+) -> Iterator[Sample]:
+    """The elements of a JSON array of which the chunks are what follows its "[", or follows a comma in it."""
+    yield from _elements(_Stream(path, chunks, largest or MAX_SAMPLE, place))
 
 
 def is_json(line: bytes) -> bool:
@@ -85,8 +119,7 @@ def is_json(line: bytes) -> bool:
     return True
 
 
-def _read_array(stream: _Stream) -> Iterator[Sample]:
-    stream.skip()
+def _elements(stream: _Stream) -> Iterator[Sample]:
     mark = stream.peek()
     while mark != "]":
         yield stream.sample()
@@ -151,18 +184,20 @@ class _Stream:
     doubled, so a long value costs twice its length at most, not its square.
     """
 
-    def __init__(self, path: Path, chunks: Iterator[bytes], largest: int = MAX_SAMPLE) -> None:
+    def __init__(
+        self, path: Path, chunks: Iterator[bytes], largest: int = MAX_SAMPLE, place: Place = START
+    ) -> None:
         self._path = path
         self._largest = largest
         self._chunks = chunks
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
         self._decoder = json.JSONDecoder()
-        self._read = 0  # bytes decoded so far, to name the place of a wrong one
+        self._read = place.byte  # bytes decoded so far, to name the place of a wrong one
         self._ended = False
         self._text = ""
         self._at = 0
         self._known = 0  # a place in the buffer, and its line and column; counting goes on from there
-        self._line, self._column = 1, 1
+        self._line, self._column = place.line, place.column
 
     def peek(self) -> str:
         """Goes to the next character that is not blank and returns it; "" at the end of the file."""

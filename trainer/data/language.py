@@ -4,7 +4,7 @@
     language_rule("en,zh").judge(language)        None, or the Rejection
 
 Judged is prose: code, addresses and markup are taken out first, because code is English words in
-any language. py3langid is asked among our twelve languages only, over the first 300 characters of
+any language. py3langid is asked among our twelve languages only, over the first 128 characters of
 prose; tests/benchmarks/language.py has the accuracies and speeds of the alternatives. What has too
 few letters, or no clear winner, as a text in a thirteenth language, is "unknown", and unknown is
 kept unless it is named in `skip`.
@@ -26,8 +26,9 @@ from trainer.errors import ConfigError, NotReady
 # The seeds' codes (FastChat's --keep-lang and --skip-lang take the same ISO 639-1 codes).
 CODES = ("en", "es", "fr", "de", "it", "ja", "ko", "zh", "ar", "ru", "pt", "nl")
 UNKNOWN = "unknown"
-# 300 to 2,000 give the same answers on the labelled set of tests/benchmarks/language.py.
-JUDGED_CHARACTERS = 300
+# 100 to 2,000 give the same answers on the labelled set of tests/benchmarks/language.py.
+JUDGED_CHARACTERS = 128
+_LOOKED_AT = 1_600  # characters of a turn: a block of code may fill its beginning
 _FEWEST_LETTERS = 2
 DEFAULT_THRESHOLD = 0.5
 
@@ -66,14 +67,19 @@ def _sample(texts: Iterable[str], most: int) -> str:
     parts: list[str] = []
     size = 0
     for text in texts:
-        # A block of code may fill the beginning: look ten times as far, not through megabytes.
-        words = _NOT_LETTERS.sub(" ", prose(text[: most * 20]))[: most - size].strip()
+        words = _NOT_LETTERS.sub(" ", _beginning(text, most))[: most - size].strip()
         if words:
             parts.append(words)
             size += len(words) + 1
         if size >= most:
             break
     return " ".join(parts)
+
+
+def _beginning(text: str, most: int) -> str:
+    """Prose enough for `most` letters, if it is near."""
+    near = prose(text[: 3 * most])
+    return near if len(near) > 2 * most or len(text) <= 3 * most else prose(text[:_LOOKED_AT])
 
 
 def _judge(words: str) -> Language:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 VERSION = 1
 Manifest: TypeAlias = dict[str, Any]
 _TOOLS = (
-    "vlaunch", "selectolax", "markdown-it-py", "py3langid", "tokenizers", "rensa", "orjson", "numpy"
+    "vlaunch", "selectolax", "markdown-it-py", "py3langid", "tokenizers", "rensa", "orjson", "msgspec", "numpy"
 )  # fmt: skip
 
 

@@ -14,10 +14,10 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from trainer.data.forms import temporary_name
 from trainer.data.steps import Account, Kept, Outcome
@@ -48,11 +48,17 @@ class Signatures:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The text of a part: lines and rejected rounds per conversation, and the rejected samples."""
+    """The text of a part: the lines of its conversations, their rejected rounds, and the rejected samples.
 
-    lines: list[bytes]
-    dropped: list[bytes]
-    rejected: bytes
+    lines_at, dropped_at: where each conversation's begin, and the end; counts: lines of each conversation.
+    """
+
+    lines: memoryview
+    lines_at: list[int]
+    counts: NDArray[np.uint32]
+    dropped: memoryview
+    dropped_at: list[int]
+    rejected: memoryview
 
 
 class FileParts:
@@ -101,19 +107,9 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def read_signatures(path: Path) -> Signatures:
-    """All of a part but its text; the checksum is verified."""
-    import numpy as np
-
-    header, body = _read(path)
-    at = sum(header["text"])
-    columns: dict[str, NDArray[Any]] = {}
-    count = header["conversations"]
-    for name, kind in _COLUMNS.items():
-        columns[name] = np.frombuffer(body, kind, count, at)
-        at += columns[name].nbytes
-    chains = np.frombuffer(body, "<u8", header["chains"], at)
-    at += chains.nbytes
-    minhash = np.frombuffer(body, "<u4", header["minhash"], at)
+    """All of a part but its text, which is not read."""
+    with path.open("rb") as file:
+        header, numbers = _read_numbers(path, file)
     account = header["account"]
     return Signatures(
         Account(
@@ -123,27 +119,38 @@ def read_signatures(path: Path) -> Signatures:
             notes=Counter(account["notes"]),
             first=account["first"],
         ),
-        columns,
+        {name: numbers[name] for name in _COLUMNS},
         header["names"],
-        chains,
-        minhash.reshape(count, -1) if count else minhash.reshape(0, 0),
+        numbers["chains"],
+        numbers["minhash"].reshape(header["conversations"], -1)
+        if header["conversations"]
+        else numbers["minhash"],
     )
 
 
 def read_text(path: Path) -> Text:
+    with path.open("rb") as file:
+        header, numbers = _read_numbers(path, file)
+        body = file.read()
+    if zlib.crc32(body) != header["text_crc32"]:
+        raise _damaged(path)
+    text = memoryview(body)
+    lines, dropped, rejected = header["text"]
+    return Text(
+        text[:lines],
+        _offsets(numbers["line_bytes"]),
+        numbers["lines"],
+        text[lines : lines + dropped],
+        _offsets(numbers["drop_bytes"]),
+        text[lines + dropped : lines + dropped + rejected],
+    )
+
+
+def _offsets(sizes: NDArray[Any]) -> list[int]:
     import numpy as np
 
-    header, body = _read(path)
-    lines, dropped, rejected = header["text"]
-    columns = np.frombuffer(body, "<u4", header["conversations"], lines + dropped + rejected)
-    at = lines + dropped + rejected + columns.nbytes
-    sizes = np.frombuffer(body, "<u8", header["conversations"], at)
-    drops = np.frombuffer(body, "<u8", header["conversations"], at + sizes.nbytes)
-    return Text(
-        _sliced(body, 0, sizes.tolist()),
-        _sliced(body, lines, drops.tolist()),
-        body[lines + dropped : lines + dropped + rejected],
-    )
+    found: list[int] = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).tolist()
+    return found
 
 
 def _encode(outcome: Outcome, minhash: NDArray[np.uint32] | None) -> bytes:
@@ -153,22 +160,23 @@ def _encode(outcome: Outcome, minhash: NDArray[np.uint32] | None) -> bytes:
     lines = [b"".join(each.lines) for each in kept]
     dropped = [b"".join(each.dropped) for each in kept]
     rejected = b"".join(outcome.rejected)
-    columns = [
-        np.array([_number(each, name) for each in kept], kind).tobytes() for name, kind in _COLUMNS.items()
-    ]
-    chains = np.array([value for each in kept for value in each.chain], "<u8")
-    rows = np.zeros(0, "<u4") if minhash is None else minhash.astype("<u4").ravel()
-    body = b"".join((*lines, *dropped, rejected, *columns, chains.tobytes(), rows.tobytes()))
+    numbers = [np.array([_number(each, name) for each in kept], kind) for name, kind in _COLUMNS.items()]
+    numbers.append(np.array([value for each in kept for value in each.chain], "<u8"))
+    numbers.append(np.zeros(0, "<u4") if minhash is None else minhash.astype("<u4").ravel())
+    columns = b"".join(each.tobytes() for each in numbers)
+    text = b"".join((*lines, *dropped, rejected))
     header = {
         "conversations": len(kept),
-        "text": [sum(map(len, lines)), sum(map(len, dropped)), len(rejected)],
-        "chains": len(chains),
-        "minhash": len(rows),
+        "chains": len(numbers[-2]),
+        "minhash": len(numbers[-1]),
         "names": {"id": [each.id for each in kept], "language": [each.language for each in kept]},
         "account": {slot: getattr(outcome.account, slot) for slot in Account.__slots__},
-        "crc32": zlib.crc32(body),
+        "numbers": len(columns),
+        "crc32": zlib.crc32(columns),
+        "text": [sum(map(len, lines)), sum(map(len, dropped)), len(rejected)],
+        "text_crc32": zlib.crc32(text),
     }
-    return json.dumps(header).encode("ascii") + b"\n" + body
+    return b"".join((json.dumps(header).encode("ascii"), b"\n", columns, text))
 
 
 def _number(kept: Kept, name: str) -> int:
@@ -181,25 +189,33 @@ def _number(kept: Kept, name: str) -> int:
     return int(getattr(kept, name))
 
 
-def _read(path: Path) -> tuple[dict[str, Any], bytes]:
-    data = path.read_bytes()
-    head, _, body = data.partition(b"\n")
+def _read_numbers(path: Path, file: BinaryIO) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """(the header, its columns by name); the file then stands at its text."""
+    import numpy as np
+
     try:
-        header: dict[str, Any] = json.loads(head)
+        header: dict[str, Any] = json.loads(file.readline())
+        body = file.read(header["numbers"])
         whole = zlib.crc32(body) == header["crc32"]
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:
-        path.unlink(missing_ok=True)
-        raise CorruptObject(
-            f"{path} was damaged, and is removed", hint="run the same command again: it is made anew"
-        )
-    return header, body
+        raise _damaged(path)
+    found: dict[str, NDArray[Any]] = {}
+    at = 0
+    sizes = {
+        **dict.fromkeys(_COLUMNS, header["conversations"]),
+        "chains": header["chains"],
+        "minhash": header["minhash"],
+    }
+    for name, kind in {**_COLUMNS, "chains": "<u8", "minhash": "<u4"}.items():
+        found[name] = np.frombuffer(body, kind, sizes[name], at)
+        at += found[name].nbytes
+    return header, found
 
 
-def _sliced(body: bytes, at: int, sizes: Sequence[int]) -> list[bytes]:
-    found = []
-    for size in sizes:
-        found.append(body[at : at + size])
-        at += size
-    return found
+def _damaged(path: Path) -> CorruptObject:
+    path.unlink(missing_ok=True)
+    return CorruptObject(
+        f"{path} was damaged, and is removed", hint="run the same command again: it is made anew"
+    )

@@ -173,6 +173,7 @@ class Task:
     """One chunk to be made a part of."""
 
     chunk: Chunk
+    path: Path
     name: str
     stem: str
     parts: FileParts
@@ -181,14 +182,15 @@ class Task:
 
 def make_part(task: Task) -> int:
     """What a worker does. Returns the number of samples."""
-    outcome = process(task.chunk.samples, task.chunk.first, task.name, task.stem, task.settings)
+    values, where = task.chunk.values(task.path)
+    outcome = process(values, where, task.chunk.first, task.name, task.stem, task.settings)
     minhash = None
     if task.settings.dedupe and task.settings.dedupe.near is not None:
         from trainer.data.signatures import minhashes
 
         minhash = minhashes(outcome.conversations)
     task.parts.write(task.chunk.number, outcome, minhash)
-    return len(task.chunk.samples)
+    return len(task.chunk)
 
 
 def _map(job: Job, inputs: Sequence[Input], workers: int, watch: Watcher) -> None:
@@ -230,7 +232,11 @@ def _tasks(job: Job, inputs: Sequence[Input]) -> Iterator[tuple[Task | None, int
             number = chunk.number
             ours = (by_file or seen % count == index) and not each.parts.has(number)
             seen += 1
-            task = Task(chunk, each.name, file_stem(each.path), each.parts, job.settings) if ours else None
+            task = (
+                Task(chunk, each.path, each.name, file_stem(each.path), each.parts, job.settings)
+                if ours
+                else None
+            )
             yield task, before + at
         each.parts.close(number + 1)
         before += each.size

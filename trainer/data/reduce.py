@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.data import manifest as manifests
 from trainer.data.dedupe import REASONS, Decisions, decide
 from trainer.data.forms import LineWriter, encoder, file_hash, temporary_name, writing
-from trainer.data.parts import Signatures, read_signatures, read_text, write_whole
+from trainer.data.parts import Signatures, Text, read_signatures, read_text, write_whole
 from trainer.data.signatures import PERMUTATIONS, text_hash
 from trainer.data.steps import Account, Drop, rejected_line
 from trainer.errors import DataError
@@ -157,24 +157,50 @@ def _write(job: Job, inputs: Sequence[Input], decisions: Decisions, copies: NDAr
         reject = stack.enter_context(writing(job.rejected, job.work)) if job.rejected else None
         for path in _part_paths(inputs):
             text = read_text(path)
-            here = slice(at, at + len(text.lines))
-            at = here.stop
             if reject:
-                done.rejected += _each(text.rejected, reject)
-            rows = zip(
-                text.lines, text.dropped, decisions.reason[here].tolist(), copies[here].tolist(), strict=True
-            )
-            for index, (lines, dropped, reason, copy) in enumerate(rows, start=here.start):
-                if reason:
-                    if reject:
-                        detail = f"{winners[int(decisions.winner[index])]!r} is kept"
-                        done.rejected += _reject_duplicate(lines, REASONS[reason], detail, reject)
-                    continue
-                done.samples += _each(_renamed(lines, copy) if copy else lines, write)
-                done.conversations += bool(lines)
-                if reject:
-                    done.rejected += _each(dropped, reject)
+                done.rejected += _lines(text.rejected, reject)
+            here = slice(at, at + len(text.counts))
+            at = here.stop
+            _write_part(text, here, decisions, copies, winners, write, reject, done)
     return done
+
+
+def _write_part(
+    text: Text,
+    here: slice,
+    decisions: Decisions,
+    copies: NDArray[np.uint32],
+    winners: dict[int, str],
+    write: LineWriter,
+    reject: LineWriter | None,
+    done: Written,
+) -> None:
+    """Runs of conversations that are kept as they are go out in one piece; the others one by one."""
+    import numpy as np
+
+    reasons, renamed = decisions.reason[here], copies[here]
+    special = np.flatnonzero((reasons > 0) | (renamed > 0)).tolist()
+    begin = 0
+    for end in (*special, len(text.counts)):
+        if end > begin:
+            write(text.lines[text.lines_at[begin] : text.lines_at[end]])
+            done.samples += int(text.counts[begin:end].sum())
+            done.conversations += int(np.count_nonzero(text.counts[begin:end]))
+            if reject:
+                done.rejected += _lines(text.dropped[text.dropped_at[begin] : text.dropped_at[end]], reject)
+        begin = end + 1
+        if end == len(text.counts):
+            break
+        lines = bytes(text.lines[text.lines_at[end] : text.lines_at[begin]])
+        if reasons[end]:
+            if reject:
+                detail = f"{winners[int(decisions.winner[here.start + end])]!r} is kept"
+                done.rejected += _reject_duplicate(lines, REASONS[reasons[end]], detail, reject)
+            continue
+        done.samples += _lines(_renamed(lines, int(renamed[end])), write)
+        done.conversations += bool(lines)
+        if reject:
+            done.rejected += _lines(text.dropped[text.dropped_at[end] : text.dropped_at[begin]], reject)
 
 
 def _part_paths(inputs: Sequence[Input]) -> Iterator[Path]:
@@ -182,11 +208,12 @@ def _part_paths(inputs: Sequence[Input]) -> Iterator[Path]:
         yield from each.parts.paths()
 
 
-def _each(lines: bytes, write: LineWriter) -> int:
-    found = lines.splitlines(keepends=True)
-    for line in found:
-        write(line)
-    return len(found)
+def _lines(lines: bytes | memoryview, write: LineWriter) -> int:
+    """Writes whole lines; how many."""
+    if not lines:
+        return 0
+    write(lines)
+    return bytes(lines).count(b"\n")
 
 
 def _renamed(lines: bytes, copy: int) -> bytes:

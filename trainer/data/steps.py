@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.conversation import Conversation
 from trainer.data.forms import FORMS, encoder
-from trainer.data.json_stream import Sample, Unreadable
+from trainer.data.json_stream import Unreadable
 from trainer.data.samples import Refused, read_sample
 from trainer.data.split import SplitSettings, Splitter
 
@@ -110,13 +110,18 @@ class Outcome:
     rejected: list[bytes]
 
 
-def process(samples: Sequence[Sample], first: int, path: str, stem: str, settings: Settings) -> Outcome:
-    """samples: neighbours in the file `path`, the first of them its `first`-th. Raises nothing for bad data."""
+def process(
+    values: Sequence[Any], where: Callable[[int], str], first: int, path: str, stem: str, settings: Settings
+) -> Outcome:
+    """values: neighbours in the file `path`, the first of them its `first`-th; where: index -> its place there.
+
+    Raises nothing for bad data.
+    """
     done = Outcome(Account(), [], [], [])
     encode = encoder()
-    for number, sample in enumerate(samples, start=first):
+    for index, value in enumerate(values):
         done.account.samples += 1
-        found = _through(sample.value, f"{stem}-{number}", settings, done.account)
+        found = _through(value, f"{stem}-{first + index}", settings, done.account)
         if not isinstance(found, Drop):
             language, conversation = found
             text = sum(len(turn.text) for turn in conversation.turns)
@@ -125,11 +130,12 @@ def process(samples: Sequence[Sample], first: int, path: str, stem: str, setting
             continue
         key = f"{found.step}: {found.reason}"
         done.account.drops[key] += 1
-        done.account.first.setdefault(key, f"{path}: {sample.where}: {found.detail}")
+        if key not in done.account.first:
+            done.account.first[key] = f"{path}: {where(index)}: {found.detail}"
         if settings.keep_rejected:
-            place = {"file": path, "where": sample.where}
-            value = None if isinstance(sample.value, Unreadable) else sample.value
-            done.rejected.append(rejected_line(encode, found, place, value))
+            place = {"file": path, "where": where(index)}
+            sample = None if isinstance(value, Unreadable) else value
+            done.rejected.append(rejected_line(encode, found, place, sample))
     _finish(done, settings)
     return done
 

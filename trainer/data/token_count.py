@@ -26,7 +26,7 @@ from trainer.errors import ConfigError, NotReady
 
 # Words remembered, about 100 bytes each; all are forgotten when there are more, so memory has an end.
 _REMEMBERED = 400_000
-_MET_BITS = 20  # a megabyte
+_MET_BITS = 22  # four megabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +159,10 @@ class ExactCount:
 
 
 class _Known(dict[str, int]):
-    """Tokens of words. Half of all words never come back, so a word is learnt the second time it is met.
+    """Tokens of words. Half of all words never come back, so one is learnt the second time it is met; a long one never.
 
-    The first time it counts as nothing here and goes to `rare`: rare words of a piece are encoded in one string, which
-    is the sum of its words as every text is, and costs half.
+    Until then it counts as nothing here and goes to `rare`: rare words of a piece are encoded in one string, which
+    is the sum of its words as every text is, and costs half or less.
     """
 
     def __init__(self, tokeniser: Any, wall: str) -> None:
@@ -174,12 +174,13 @@ class _Known(dict[str, int]):
 
     def __missing__(self, word: str) -> int:
         place = hash(word) & ((1 << _MET_BITS) - 1)
-        if not self._met[place] and word[0] in self._wall and not word[-1].isspace():
+        long = len(word) > LONGEST_WORD
+        if (long or not self._met[place]) and word[0] in self._wall and not word[-1].isspace():
             self._met[place] = 1
             self.rare.append(word)
             return 0
         count = len(self._tokeniser.encode(word, add_special_tokens=False))
-        if len(word) <= LONGEST_WORD:
+        if not long:
             self[word] = count
         return count
 

@@ -35,8 +35,8 @@ _CL100K = (
 _KNOWN_PATTERNS = {_GPT2: " \n", _CL100K % "{1,3}": " ", _CL100K % "": " "}
 _WORDS = {
     # Runs that begin after a visible character and before a blank (or a line end).
-    " ": re.compile(r"\s*\S+(?:[^\S ]\s*\S+)*(?:[^\S ]\s*\Z)?|\s+").findall,
-    " \n": re.compile(r"\s*\S+(?:[^\S \n]\s*\S+)*(?:[^\S \n]\s*\Z)?|\s+").findall,
+    " ": re.compile(r"\s*+\S++(?:[^\S ]\s*+\S*+)*+|\s++").findall,
+    " \n": re.compile(r"\s*+\S++(?:[^\S \n]\s*+\S*+)*+|\s++").findall,
 }
 
 
