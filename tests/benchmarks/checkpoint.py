@@ -38,7 +38,7 @@ from transformers import LlamaConfig, PreTrainedModel
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
-from trainer.artifacts.fencing import Lease, claim# noqa: E402
+from trainer.artifacts.fencing import Lease, claim  # noqa: E402
 from trainer.artifacts.journal import Journal  # noqa: E402
 from trainer.artifacts.sources import Sources  # noqa: E402
 from trainer.artifacts.store import open_store  # noqa: E402
