@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.clouds.base import Cloud, open_cloud
-from launcher.plan import Candidate, Plan
+from launcher.planning.plan import Candidate, Plan
 from launcher.render import run_uri
 from launcher.spot.market import Interval, Market, OnDemand, Traces
 from launcher.spot.trace import load_trace

@@ -7,7 +7,7 @@ A verb in launcher/commands/ needs this module and launcher.output, and imports 
     @click.pass_context
     def command(ctx: click.Context, store: str) -> None:
         \"""Every run in the store.\"""
-        from launcher.runview import list_runs
+        from launcher.runs.runview import list_runs
 
         found = list_runs(store)
         emit(ctx, {"runs": found}, lambda: table(["RUN", "STEP"], [(r.name, r.step) for r in found]))

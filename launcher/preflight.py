@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from launcher.errors import NotReady, Problem, VlaunchError
-from launcher.objections import launch_problems
-from launcher.plan import Plan, TrainRequest
+from launcher.planning.objections import launch_problems
+from launcher.planning.plan import Plan, TrainRequest
 
 # Asked of a store's URI: reachable, writable, and conditional writes honoured.
 StoreCheck = Callable[[str], Sequence[Problem]]

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 import task_templates
-from launcher.catalog import NO_SPOT
-from launcher.plan import Candidate, Plan, TrainRequest
+from launcher.planning.catalog import NO_SPOT
+from launcher.planning.plan import Candidate, Plan, TrainRequest
 from launcher.shipment import Shipment
 from trainer.artifacts.layout import run_prefix
 from trainer.artifacts.store import join_uri

@@ -14,7 +14,7 @@ from typing import Any
 
 from launcher.errors import UsageError
 from launcher.launch import Launch, MarketSettings
-from launcher.plan import Plan, TrainRequest
+from launcher.planning.plan import Plan, TrainRequest
 from launcher.spot.trace import load_trace
 from launcher.train_options import Asked
 from launcher.values import Gpus

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.plan import TrainRequest
+from launcher.planning.plan import TrainRequest
 from launcher.spot.plugin import STOCK_STRATEGY, STRATEGY, strategy
 from launcher.wheel import wheel_path
 from trainer.config import TrainConfig

@@ -15,7 +15,7 @@ from launcher import launch as launching
 from launcher.errors import ConfigError, DataError, UsageError
 from launcher.launch import Launch, from_events, to_event
 from launcher.output import say
-from launcher.plan import Plan, TrainRequest
+from launcher.planning.plan import Plan, TrainRequest
 from launcher.render import render_train, run_uri
 from launcher.settings import cache_dir
 from launcher.shipment import Shipment

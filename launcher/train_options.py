@@ -106,4 +106,4 @@ class Asked:
     time_scale: float
     notice: Duration
     line: tuple[str, ...] = ()
-    """The words after `--`: another program's line, which launcher/takeover.py takes over."""
+    """The words after `--`: another program's line, which launcher/foreign/takeover.py takes over."""

@@ -25,13 +25,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launcher.attempts import open_attempts
 from launcher.clouds.base import is_live
 from launcher.clouds.local_machine import Machine, destroy_orphan
-from launcher.costs import cost_report
 from launcher.launch import Launch, from_events
-from launcher.plan import Candidate
+from launcher.planning.plan import Candidate
 from launcher.render import trusted_task
+from launcher.runs.attempts import open_attempts
+from launcher.runs.costs import cost_report
 from launcher.shipment import Shipment
 from launcher.spot.ledger import offer
 from launcher.spot.policy import choose, remember

@@ -10,7 +10,7 @@ from typing import Any
 from launcher.clouds.base import Seen
 from launcher.clouds.sky import _ENDED, _FAILED, _sky
 from launcher.errors import require_extra
-from launcher.render_serving import UNGUARDED
+from launcher.services.render import UNGUARDED
 from launcher.wheel import write_wheel
 
 _FIELDS = ("job_id", "job_name", "status", "failure_reason", "details", "recovery_count")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from launcher import options
-from launcher.client_options import client_options
+from launcher.services.client_options import client_options
 
 
 @options.verb(
@@ -21,8 +21,8 @@ def command(**given: Any) -> None:
     """
     import sys
 
-    from launcher.client import open_api, sampling
     from launcher.output import say
+    from launcher.services.client import open_api, sampling
     from serving.chat import Chat, Talk, pick_model
 
     api = open_api(given)

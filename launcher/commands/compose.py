@@ -12,7 +12,7 @@ from launcher.output import emit, say
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from launcher.compose import Written
+    from launcher.services.compose import Written
 
 
 @options.verb(
@@ -45,9 +45,9 @@ def command(ctx: click.Context, /, model: str | None, to: str, store: str, force
     """
     from pathlib import Path
 
-    from launcher.compose import read_settings, served, write_deployment
     from launcher.errors import UsageError
-    from launcher.serve_model import find_model
+    from launcher.services.compose import read_settings, served, write_deployment
+    from launcher.services.model import find_model
 
     if given["load_8bit"] and given["load_4bit"]:
         raise UsageError("--load-8bit and --load-4bit exclude each other", hint="give one of them")

@@ -28,10 +28,10 @@ def command(ctx: click.Context, runs: tuple[str, ...], store: str, html: str | N
     from datetime import UTC, datetime
     from pathlib import Path
 
-    from launcher.costs import combine
     from launcher.report import html as html_report
     from launcher.report import tables, terminal
-    from launcher.runview import find_run, read_run, run_ids
+    from launcher.runs.costs import combine
+    from launcher.runs.runview import find_run, read_run, run_ids
 
     names = list(dict.fromkeys(find_run(store, run) for run in runs)) or run_ids(store) or [find_run(store)]
     now = datetime.now(UTC)

@@ -16,10 +16,10 @@ def command(run: str, store: str, follow: bool) -> None:
 
     RUN may also be a service of yours.
     """
-    from launcher import anywhere
     from launcher.launch import cloud_of_run
     from launcher.render import run_uri
-    from launcher.runview import find_run
+    from launcher.runs.runview import find_run
+    from launcher.services import anywhere
 
     if service := anywhere.find(run):
         lines = anywhere.logs(service, follow=follow)

@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from launcher import options
-from launcher.client_options import client_options
 from launcher.output import emit, session
+from launcher.services.client_options import client_options
 
 
 @options.verb(
@@ -27,8 +27,8 @@ def command(ctx: click.Context, /, text: str, **given: Any) -> None:
     import sys
     import time
 
-    from launcher.client import open_api, sampling
     from launcher.errors import VlaunchError
+    from launcher.services.client import open_api, sampling
     from serving.chat import pick_model
 
     api = open_api(given)

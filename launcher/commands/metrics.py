@@ -55,7 +55,7 @@ def command(
     get the steps that are durable; --follow keeps them up to date until the run ends.
     """
     from launcher.report import tables, terminal
-    from launcher.runview import find_run, read_run
+    from launcher.runs.runview import find_run, read_run
 
     name = find_run(store, run)
     if wandb or wandb_offline or tensorboard:

@@ -40,9 +40,9 @@ def command(ctx: click.Context, /, serve: bool, load_4bit: bool, **given: Any) -
     from dataclasses import replace
     from pathlib import Path
 
-    from launcher.catalog import Catalog
     from launcher.errors import UsageError
-    from launcher.takeover import asked_for
+    from launcher.foreign.takeover import asked_for
+    from launcher.planning.catalog import Catalog
     from launcher.values import Infra
 
     asked = asked_for(ctx, given)
@@ -53,7 +53,7 @@ def command(ctx: click.Context, /, serve: bool, load_4bit: bool, **given: Any) -
     if load_4bit and not serve:
         raise UsageError("--load-4bit is for --serve", hint="--method qlora trains on a base in 4 bit")
     if serve:
-        from launcher.plan_serving import make_serve_plan, serve_request
+        from launcher.planning.serving import make_serve_plan, serve_request
         from launcher.report.plan_serving import serve_plan_dict, serve_plan_text
 
         serve_plan = make_serve_plan(serve_request(asked, load_4bit), catalog)
@@ -66,9 +66,9 @@ def _training(ctx: click.Context, asked: Any, catalog: Any) -> None:
     from dataclasses import replace
     from pathlib import Path
 
-    from launcher.alternatives import cheaper_machines
-    from launcher.objections import launch_problems
-    from launcher.plan import make_plan
+    from launcher.planning.alternatives import cheaper_machines
+    from launcher.planning.objections import launch_problems
+    from launcher.planning.plan import make_plan
     from launcher.report.plan import plan_dict, plan_text
     from launcher.request import make_request
 

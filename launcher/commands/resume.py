@@ -29,9 +29,9 @@ def command(
 
     Refused while the run is looked after; nothing to do where it is finished.
     """
-    from launcher.follow import refuse_if_live, start_and_follow
     from launcher.render import run_uri
-    from launcher.runview import find_run
+    from launcher.runs.follow import refuse_if_live, start_and_follow
+    from launcher.runs.runview import find_run
     from launcher.submit import change_limits
     from trainer.artifacts.store import open_store
 

@@ -13,7 +13,7 @@ from launcher.output import confirm, emit, say
 from launcher.values import Duration
 
 if TYPE_CHECKING:
-    from launcher.prune import Pruning, Target
+    from launcher.runs.prune import Pruning, Target
 
 
 @options.verb_group(
@@ -37,7 +37,7 @@ def command(ctx: click.Context, store: str) -> None:
 
     from launcher.errors import CorruptObject
     from launcher.report.terminal import runs_text
-    from launcher.runview import read_run, run_ids, view
+    from launcher.runs.runview import read_run, run_ids, view
 
     now = datetime.now(UTC)
     views, unreadable = [], []
@@ -110,8 +110,8 @@ def _targets(
 ) -> tuple[list[Target], list[dict[str, str]]]:
     """The runs that may be pruned, and those that may not. One that is named and may not is an error."""
     from launcher.errors import VlaunchError
-    from launcher.prune import target
-    from launcher.runview import find_run, run_ids
+    from launcher.runs.prune import target
+    from launcher.runs.runview import find_run, run_ids
 
     targets, skipped = [], []
     for name in [find_run(store, run) for run in runs] or run_ids(store):

@@ -8,13 +8,13 @@ import click
 
 from launcher import options
 from launcher.output import emit, say
-from launcher.serve_options import serve_options
+from launcher.services.options import serve_options
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from launcher.serve_model import Model
-    from launcher.services import ServiceView
+    from launcher.services.here import ServiceView
+    from launcher.services.model import Model
 
 
 @options.verb(
@@ -40,7 +40,7 @@ def command(
     It returns, or prints the address, once the model has answered. Here Ctrl-C ends it; with --detach, and on rented
     machines, vlaunch stop does. With --controller-ip only workers are started, and join the service there.
     """
-    from launcher.serve_model import find_model
+    from launcher.services.model import find_model
     from launcher.values import Infra
 
     found = find_model(model, store)
@@ -51,20 +51,20 @@ def command(
 
 
 def _here(ctx: click.Context, model: Model, given: dict[str, Any], *, dry_run: bool, detach: bool) -> None:
-    from launcher import services
-    from launcher.serve_request import make_service
+    from launcher.services import here
+    from launcher.services.request import make_service
 
     request = make_service(model, given)
     if dry_run:
         click.echo(request.service.model_dump_json(indent=2))
         return
-    where = services.create(request.service, keys_needed=request.keys_needed, secret=request.secret)
-    leash = services.start(where, leashed=not detach)
+    where = here.create(request.service, keys_needed=request.keys_needed, secret=request.secret)
+    leash = here.start(where, leashed=not detach)
     name = request.service.name
     say(f"starting {name}; vlaunch logs -f {name} shows what it does")
     try:
-        seen = services.wait_until_ready(name)
-        answer, text = _answer(seen, where, services.key(name))
+        seen = here.wait_until_ready(name)
+        answer, text = _answer(seen, where, here.key(name))
         emit(ctx, answer, text)
         if not detach:
             _stay(name)
@@ -72,17 +72,17 @@ def _here(ctx: click.Context, model: Model, given: dict[str, Any], *, dry_run: b
         say("stopping; a second Ctrl-C does not wait")
     finally:
         if leash is not None:
-            services.stop(name)
+            here.stop(name)
             leash.close()
 
 
 def _rented(ctx: click.Context, model: Model, given: dict[str, Any], *, dry_run: bool, yes: bool) -> None:
-    from launcher import rented
     from launcher.clouds.base import open_machines
     from launcher.output import confirm
-    from launcher.rented_request import rent
     from launcher.report.plan_serving import serve_plan_text
-    from launcher.services import home
+    from launcher.services import rented
+    from launcher.services.here import home
+    from launcher.services.rented_request import rent
 
     request = rent(model, given)
     if request.plan is not None:
@@ -140,7 +140,7 @@ def _stay(name: str) -> None:
     import time
 
     from launcher.errors import VlaunchError
-    from launcher.services import home, view
+    from launcher.services.here import home, view
     from serving.service import is_alive
 
     while is_alive(home(name)):

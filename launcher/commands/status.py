@@ -22,11 +22,11 @@ def command(ctx: click.Context, run: str | None, store: str) -> None:
     """
     from datetime import UTC, datetime
 
-    from launcher import anywhere
     from launcher.report.service import service_text
     from launcher.report.tables import as_dict
     from launcher.report.terminal import status_text
-    from launcher.runview import find_run, read_run, view
+    from launcher.runs.runview import find_run, read_run, view
+    from launcher.services import anywhere
 
     if service := anywhere.find(run):
         shown = anywhere.view(service)

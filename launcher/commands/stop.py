@@ -19,11 +19,11 @@ def command(ctx: click.Context, run: str, store: str) -> None:
     """
     from datetime import UTC, datetime
 
-    from launcher import anywhere
-    from launcher.follow import wait_until_left
     from launcher.launch import cloud_of_run
     from launcher.render import run_uri
-    from launcher.runview import find_run, read_run, view
+    from launcher.runs.follow import wait_until_left
+    from launcher.runs.runview import find_run, read_run, view
+    from launcher.services import anywhere
 
     if service := anywhere.find(run):
         was_running = anywhere.stop(service)

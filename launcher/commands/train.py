@@ -13,9 +13,9 @@ from launcher.train_options import train_options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from launcher.catalog import Catalog
     from launcher.errors import Problem
-    from launcher.plan import Plan, TrainRequest
+    from launcher.planning.catalog import Catalog
+    from launcher.planning.plan import Plan, TrainRequest
     from launcher.shipment import Shipment
     from launcher.train_options import Asked
 
@@ -48,14 +48,14 @@ def command(
     """
     from pathlib import Path
 
-    from launcher.catalog import Catalog
-    from launcher.objections import launch_problems
-    from launcher.plan import make_plan
+    from launcher.foreign.takeover import asked_for
+    from launcher.planning.catalog import Catalog
+    from launcher.planning.objections import launch_problems
+    from launcher.planning.plan import make_plan
     from launcher.render import render_train
     from launcher.report.plan import plan_text
     from launcher.request import make_request
     from launcher.shipment import shipment_of
-    from launcher.takeover import asked_for
 
     asked = asked_for(ctx, given)
     request, notes = make_request(asked)
@@ -76,7 +76,7 @@ def command(
     if create_only:
         emit(ctx, {"run": request.name, "uri": uri}, uri)
         return
-    from launcher.follow import start_and_follow
+    from launcher.runs.follow import start_and_follow
 
     start_and_follow(ctx, request.store, request.name, detach=detach)
 
@@ -88,11 +88,11 @@ def _create(asked: Asked, request: TrainRequest, catalog: Catalog, shipment: Shi
 
     from launcher import submit
     from launcher.errors import StoreError
-    from launcher.follow import refuse_if_live
-    from launcher.plan import make_plan
+    from launcher.planning.plan import make_plan
     from launcher.preflight import preflight, refuse
     from launcher.report.plan import plan_text
     from launcher.request import make_launch
+    from launcher.runs.follow import refuse_if_live
 
     submit.refuse_unsupported(request)
     with suppress(StoreError):  # a store that does not answer is told below, with all else that is missing

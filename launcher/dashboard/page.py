@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from launcher.costs import combine
 from launcher.dashboard.shelf import Shown
 from launcher.report.amounts import total_line, usd
 from launcher.report.charts import spark
 from launcher.report.html import document, figure, number, run_section, saved_text, table
 from launcher.report.markup import Markup, tag
-from launcher.runview import RunRecord, RunView, view
+from launcher.runs.costs import combine
+from launcher.runs.runview import RunRecord, RunView, view
 
 # Fetches this very page every few seconds and puts its content in place of what is shown, without a jump.
 _REFRESH = """"use strict";

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from launcher.errors import VlaunchError
-from launcher.remembering import open_remembering
 from launcher.render import run_uri
-from launcher.runview import RunRecord, read_record, run_ids, state_of
+from launcher.runs.remembering import open_remembering
+from launcher.runs.runview import RunRecord, read_record, run_ids, state_of
 from trainer.artifacts.layout import JOURNAL
 from trainer.artifacts.store import Store
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 from fractions import Fraction
 
-from launcher.costs import PARTS, CostReport
-from launcher.egress import Egress
+from launcher.runs.costs import PARTS, CostReport
+from launcher.runs.egress import Egress
 
 # A shorter wait is only the time between two journal entries.
 WORTH_SAYING = timedelta(seconds=1)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from launcher.attempts import region_name
-from launcher.costs import PARTS, Charge, CostReport
 from launcher.report.amounts import duration, usd
 from launcher.report.markup import Markup, tag
 from launcher.report.theme import ATTEMPT_COLOURS
+from launcher.runs.attempts import region_name
+from launcher.runs.costs import PARTS, Charge, CostReport
 from trainer.artifacts.metrics import EvalRecord, StepRecord
 
 _WIDTH = 1000.0

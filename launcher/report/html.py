@@ -10,13 +10,13 @@ import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from launcher.attempts import region_name
-from launcher.costs import Charge, Charges, CostReport, combine
 from launcher.report.amounts import WORTH_SAYING, duration, places_for, shares, total_line, usd
 from launcher.report.charts import colour_of, definitions, loss_chart, speed_chart, timeline
 from launcher.report.markup import Markup, tag
 from launcher.report.theme import CSS
-from launcher.runview import RunRecord, RunView, view
+from launcher.runs.attempts import region_name
+from launcher.runs.costs import Charge, Charges, CostReport, combine
+from launcher.runs.runview import RunRecord, RunView, view
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _AXIS = "Time counts from the first request; a tick is a checkpoint, a cross a preemption."

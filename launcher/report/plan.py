@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from launcher.alternatives import Alternative
 from launcher.errors import Problem
-from launcher.fit import Fit
-from launcher.places import Candidate
-from launcher.plan import Plan
+from launcher.planning.alternatives import Alternative
+from launcher.planning.fit import Fit
+from launcher.planning.places import Candidate
+from launcher.planning.plan import Plan
 from launcher.report.amounts import duration, usd
 from trainer.hardware import GIB
 from trainer.memory import Term, gib

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from launcher.plan_serving import ServePlan
+from launcher.planning.serving import ServePlan
 from launcher.report.amounts import usd
 from launcher.report.plan import memory_gb, memory_table, places_table
 from trainer.hardware import GIB

@@ -8,7 +8,7 @@ from pathlib import Path
 from launcher.errors import require_extra
 from launcher.output import write_whole
 from launcher.report.charts import smoothed
-from launcher.runview import RunRecord
+from launcher.runs.runview import RunRecord
 
 # The attempts' hues of theme.py's light page: a PNG has no dark mode.
 _HUES = ("#4a3aa7", "#e2571e", "#0f9468", "#cf4a83")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.services import ServiceView
+from launcher.services.here import ServiceView
 
 
 def service_text(seen: ServiceView) -> str:

@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 from fractions import Fraction
 from typing import Any
 
-from launcher.costs import PARTS, Charge, Charges, CostReport
 from launcher.report.amounts import total_line
+from launcher.runs.costs import PARTS, Charge, Charges, CostReport
 from trainer.artifacts.metrics import EvalRecord, StepRecord
 
 CSV_COLUMNS = (

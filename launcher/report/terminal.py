@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from launcher.attempts import region_name
-from launcher.costs import Charges, CostReport, combine
 from launcher.output import table
 from launcher.report.amounts import WORTH_SAYING, duration, egress_text, places_for, total_line, usd
 from launcher.report.curve import curve
-from launcher.runview import SILENCE, RunRecord, RunView
-from launcher.saves import Saves
+from launcher.runs.attempts import region_name
+from launcher.runs.costs import Charges, CostReport, combine
+from launcher.runs.runview import SILENCE, RunRecord, RunView
+from launcher.runs.saves import Saves
 from trainer.artifacts.metrics import EvalRecord, StepRecord
 
 if TYPE_CHECKING:
-    from launcher.prune import Pruning
+    from launcher.runs.prune import Pruning
 
 _SHOWN = ("useful", "restart", "lost", "idle")
 _BILL = ("ATTEMPT", "REGION", "MACHINE", "ENDED", "TIME", *map(str.upper, _SHOWN), "DOLLARS")

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from launcher.catalog import OWN
-from launcher.plan import Candidate
+from launcher.planning.catalog import OWN
+from launcher.planning.plan import Candidate
 from trainer.artifacts.journal import RunEvent
 
 # How long a region stays suspect. In the traces most up-times that end do so within their first hour.

@@ -22,7 +22,7 @@ from sky.server import plugins
 from sky.utils import context, registry
 
 from launcher import __version__
-from launcher.plan import Candidate
+from launcher.planning.plan import Candidate
 from launcher.render import infra, use_spot
 from launcher.shipment import ADDRESSES, SECRETS
 from launcher.spot.ledger import Ledger

@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from launcher.remembering import open_remembering
-from launcher.runview import RunRecord, read_config, state_of
+from launcher.runs.remembering import open_remembering
+from launcher.runs.runview import RunRecord, read_config, state_of
 from launcher.tracking.points import Point, points
 from trainer.artifacts.journal import RunEvent, read_journal
 from trainer.artifacts.metrics import EvalRecord, StepRecord, read_durable

@@ -19,9 +19,9 @@ from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Any
 
-from launcher.attempts import Attempt, region_name
-from launcher.costs import ZERO, Charge
-from launcher.runview import RunRecord, view, was_preempted
+from launcher.runs.attempts import Attempt, region_name
+from launcher.runs.costs import ZERO, Charge
+from launcher.runs.runview import RunRecord, view, was_preempted
 from trainer.artifacts.journal import RunEvent
 from trainer.artifacts.metrics import EvalRecord, StepRecord
 

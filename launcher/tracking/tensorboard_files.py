@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from launcher.errors import VlaunchError, require_extra
-from launcher.runview import RunRecord
+from launcher.runs.runview import RunRecord
 from launcher.tracking.points import Point
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from launcher.errors import NotReady, VlaunchError, require_extra
-from launcher.runview import RunRecord
+from launcher.runs.runview import RunRecord
 from launcher.tracking.following import curve_id, setting
 from launcher.tracking.points import Point, facts, summary, without_secrets
 

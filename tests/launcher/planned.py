@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from launcher.catalog import Catalog
-from launcher.plan import Plan, TrainRequest, make_plan
+from launcher.planning.catalog import Catalog
+from launcher.planning.plan import Plan, TrainRequest, make_plan
 from launcher.values import Gpus, Infra
 from trainer.config import Method, override
 from trainer.recipes import get_recipe

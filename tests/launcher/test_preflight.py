@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.catalog import Catalog
 from launcher.errors import NotReady, Problem, StoreError
-from launcher.plan import TrainRequest, make_plan
+from launcher.planning.catalog import Catalog
+from launcher.planning.plan import TrainRequest, make_plan
 from launcher.preflight import preflight, refuse
 from launcher.values import Infra
 from tests.launcher.planned import PRICES, request

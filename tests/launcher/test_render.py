@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 import task_templates
-from launcher.plan import Candidate, Plan, TrainRequest, make_plan
+from launcher.planning.plan import Candidate, Plan, TrainRequest, make_plan
 from launcher.render import job_name, render_train, run_uri, trusted_task
-from launcher.render_serving import Cargo, render_controller, render_worker
+from launcher.services.render import Cargo, render_controller, render_worker
 from launcher.shipment import Shipment, pack
 from launcher.values import Gpus, Infra
 from tests.conftest import REPOSITORY, Ran

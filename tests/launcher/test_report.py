@@ -11,7 +11,7 @@ from launcher.report import html
 from launcher.report.charts import nice_ticks, smoothed
 from launcher.report.curve import curve
 from launcher.report.markup import Markup, tag
-from launcher.runview import RunRecord
+from launcher.runs.runview import RunRecord
 from tests.launcher.lives import at, event, life
 from trainer.artifacts.journal import RunEvent
 from trainer.artifacts.metrics import EvalRecord, StepRecord

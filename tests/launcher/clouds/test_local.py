@@ -23,8 +23,8 @@ from launcher.clouds import local_keeper as keeper
 from launcher.clouds.local import LocalCloud
 from launcher.clouds.local_keeper import MACHINE, PID
 from launcher.clouds.local_machine import process_start
-from launcher.follow import conclude
 from launcher.render import run_uri, trusted_task
+from launcher.runs.follow import conclude
 from launcher.shipment import Shipment
 from tests.conftest import Ran
 from tests.trainer.runs import write_corpus

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.attempts import attempts_of
 from launcher.launch import Launch, MarketSettings
-from launcher.plan import Candidate
-from launcher.runview import State, state_of
+from launcher.planning.plan import Candidate
+from launcher.runs.attempts import attempts_of
+from launcher.runs.runview import State, state_of
 from launcher.spot.ledger import Ledger
 from trainer.artifacts.journal import Journal, read_journal
 from trainer.artifacts.store import Store, open_store

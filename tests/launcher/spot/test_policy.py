@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.plan import Candidate
+from launcher.planning.plan import Candidate
 from launcher.spot.policy import MEMORY_S, REFUSAL_S, Memory, choose, order, remember
 from tests.launcher.lives import at, launcher, request
 from trainer.artifacts.journal import RunEvent

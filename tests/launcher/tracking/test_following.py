@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.runview import RunRecord
+from launcher.runs.runview import RunRecord
 from launcher.tracking.following import Followed, bring_up_to_date, curve_id, follow
 from launcher.tracking.points import Point
 from tests.launcher.lives import at, event, life, write_run

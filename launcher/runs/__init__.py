@@ -1,0 +1,1 @@
+"""A run as its store tells it: attempts, saves, costs, what may be deleted. Starts nothing."""

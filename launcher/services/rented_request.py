@@ -1,0 +1,205 @@
+"""Options of `serve` on rented machines: which cards, where, for how much, and the tasks that say so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from launcher.errors import NotReady, UsageError, require_extra
+from launcher.planning.catalog import OWN, Catalog
+from launcher.planning.fit import Model as Sizes
+from launcher.planning.fit import model_of
+from launcher.planning.serving import ServePlan, ServeRequest, cheapest_cards, make_serve_plan
+from launcher.render import infra
+from launcher.services.here import new_name
+from launcher.services.model import Model
+from launcher.services.render import Cargo, render_controller, render_worker
+from launcher.services.rented import Rented
+from launcher.services.request import api_words, controller_address, engine_words, own_keys
+from launcher.shipment import ADDRESSES, SECRETS, STORES
+from launcher.values import Gpus, Infra
+from launcher.wheel import wheel_path
+from serving.memory import Bits
+from serving.protocol import API_PORT, CONTROLLER_PORT
+from serving.signing import SECRET_VARIABLE, read_secret
+from trainer.artifacts.layout import CONFIG
+from trainer.artifacts.store import open_store
+from trainer.config import decode_config
+from trainer.recipes import get_recipe
+
+# Of all conversations that a worker answers at a time, where nothing else is known: four of the documents' length.
+_TOKENS = 4 * 2048
+_CPU = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class RentedRequest:
+    """A service to rent; `plan` is None where workers have no GPUs. Secrets are kept apart from what is written."""
+
+    rented: Rented
+    plan: ServePlan | None
+    secret: str | None
+    keys: str | None
+    usd_per_hour: float | None
+    """Of all workers; None where no price is known."""
+
+
+def rent(model: Model, given: Mapping[str, Any]) -> RentedRequest:
+    """Raises UsageError, NotReady."""
+    require_extra("serve", "aiohttp", needed_for="vlaunch serve")
+    _refuse_local(model, given)
+    join = controller_address(given["controller_ip"])
+    if join is None and given["secret_file"]:
+        raise UsageError("--secret-file is for --controller-ip", hint="a new service makes its own secret")
+    name = given["name"] or new_name(model.name)
+    client_name = given["model_name"] or model.name
+    catalog = Catalog(given["catalog"] and _folder(given["catalog"]))
+    plan = _plan(model, given, catalog)
+    controller = _cargo(model, "controller", given["engine"])
+    port, controller_port = given["port"] or API_PORT, given["controller_port"] or CONTROLLER_PORT
+    options = engine_words(given if plan is None else {**given, "num_gpus": _count(plan)})
+    if plan is None:
+        options = [*options, "--device", _CPU] if given["device"] != _CPU else options
+    rented = Rented(
+        name=name,
+        model=client_name,
+        join=join,
+        port=port,
+        controller=None
+        if join
+        else render_controller(
+            f"{name}-controller",
+            _place(given["infra"], plan),
+            port,
+            controller_port,
+            api_words(given),
+            controller,
+        ),
+        controller_port=controller_port,
+        workers=tuple(
+            render_worker(
+                f"{name}-worker-{number}",
+                model.source,
+                client_name,
+                options,
+                plan.candidates if plan else _cpu_places(given["infra"]),
+                join,
+                _cargo(model, "worker", given["engine"]),
+            )
+            for number in range(given["workers"])
+        ),
+    )
+    secret = read_secret(_folder(given["secret_file"])).decode() if join else None
+    price = plan.candidates[0].usd_per_hour if plan and plan.candidates else None
+    return RentedRequest(
+        rented, plan, secret, own_keys(given), None if price is None else price * given["workers"]
+    )
+
+
+def _refuse_local(model: Model, given: Mapping[str, Any]) -> None:
+    """What only this machine has."""
+    if any(place.cloud == "local" for place in given["infra"]):
+        raise UsageError("this machine and rented ones are two services", hint="--infra local, or without it")
+    if model.source.startswith(("/", "file:")):
+        raise UsageError(
+            f"rented machines cannot read {model.source}",
+            hint="a run in a store in a bucket (--store s3://...), or a Hugging Face id",
+        )
+    if given["adapter"]:
+        raise UsageError(
+            "--adapter names folders of this machine", hint="serve the run of the adapter by itself"
+        )
+
+
+def _plan(model: Model, given: Mapping[str, Any], catalog: Catalog) -> ServePlan | None:
+    """Which cards, by memory; None for workers without any.
+
+    Raises:
+        UsageError: no card is named where there is no list of them.
+        NotReady: it fits nothing that is sold there.
+    """
+    if given["device"] == _CPU:
+        return None
+    places: Sequence[Infra] = given["infra"]
+    request = ServeRequest(
+        model=_sizes(model),
+        name=model.name,
+        bits=_bits(given),
+        gpus=given["gpus"] or Gpus("", 1),
+        tokens=_TOKENS,
+        infra=tuple(places),
+        spot=given["spot"],
+    )
+    if given["gpus"] is None:
+        if any(place.cloud in OWN for place in places):
+            raise UsageError(
+                f"which GPUs does {places[0]} have?", hint="--gpus NAME[:COUNT], or --device cpu for none"
+            )
+        request = replace(request, gpus=cheapest_cards(request, catalog))
+    plan = make_serve_plan(request, catalog)
+    if plan.problems:
+        raise NotReady(
+            "; ".join(problem.what for problem in plan.problems),
+            hint=" or ".join(problem.fix for problem in plan.problems),
+        )
+    return plan
+
+
+def _sizes(model: Model) -> Sizes:
+    """Of a run by its configuration, of an id by its name."""
+    if "://" in model.source:
+        uri = model.source
+        return model_of(decode_config(open_store(uri).get(CONFIG), f"{uri}/{CONFIG}"), None)
+    config = get_recipe("7").config
+    named = config.model.model_copy(update={"base": model.source})
+    return model_of(config.model_copy(update={"model": named}), None)
+
+
+def _bits(given: Mapping[str, Any]) -> Bits:
+    if given["load_8bit"] and given["load_4bit"]:
+        raise UsageError("--load-8bit and --load-4bit exclude each other", hint="give one of them")
+    return 8 if given["load_8bit"] else 4 if given["load_4bit"] else 16
+
+
+def _count(plan: ServePlan) -> int:
+    return Gpus.parse(plan.accelerator).number
+
+
+def _place(places: Sequence[Infra], plan: ServePlan | None) -> str:
+    """Of the controller: where its first worker comes to be, to be near it."""
+    if plan is None or places[0].region or places[0].cloud in OWN:
+        return str(places[0])
+    first = replace(plan.candidates[0], zone="")
+    return infra(first)
+
+
+def _cpu_places(places: Sequence[Infra]) -> list[Any]:
+    """Places without a card, in the order given; SkyPilot finds the machine."""
+    from launcher.planning.places import Candidate
+
+    return [
+        Candidate(place.cloud, place.region or "", place.zone or "", "", "on-demand", None, None, None, "")
+        for place in places
+    ]
+
+
+def _cargo(model: Model, part: str, engine: str) -> Cargo:
+    secrets = [SECRET_VARIABLE, *(["VLAUNCH_API_KEYS"] if part == "controller" else [])]
+    if part == "controller":
+        return Cargo(wheel_path(), ("serve",), ("serving", "starlette", "uvicorn", "aiohttp"), tuple(secrets))
+    made_by = {"vllm": ("vllm",)}.get(engine, ("torch", "transformers"))
+    modules = ["serving", "uvicorn", "aiohttp", *made_by]
+    if needed := STORES.get(model.source.partition("://")[0]):
+        modules.append(needed)
+    secrets += [name for name in SECRETS if os.environ.get(name) and name != "WANDB_API_KEY"]
+    envs = {name: os.environ[name] for name in ADDRESSES if os.environ.get(name)}
+    extras = ("serve", "vllm" if engine == "vllm" else "train")
+    return Cargo(wheel_path(), extras, tuple(modules), tuple(secrets), envs)
+
+
+def _folder(path: str) -> Any:
+    from pathlib import Path
+
+    return Path(path)
