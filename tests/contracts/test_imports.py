@@ -48,9 +48,9 @@ def test_every_import_contract_is_kept() -> None:
         ("trainer/loop.py", "import serving"),
         ("serving/worker.py", "import launcher.cli"),
         ("task_templates/load.py", "import trainer.errors"),
-        ("launcher/planning/plan.py", "import sky"),
-        ("launcher/planning/plan.py", "def later():\n    import torch.nn"),
-        ("launcher/planning/plan.py", "import trainer.loop"),  # which imports torch
+        ("launcher/plan.py", "import sky"),
+        ("launcher/plan.py", "def later():\n    import torch.nn"),
+        ("launcher/plan.py", "import trainer.loop"),  # which imports torch
         ("trainer/data/read.py", "import transformers"),
         ("trainer/artifacts/local.py", "import trainer.loop"),
     ],
