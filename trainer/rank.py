@@ -20,12 +20,13 @@ from transformers import PreTrainedTokenizerFast
 from trainer import export as exporting
 from trainer import kernels, methods
 from trainer import model as building
-from trainer.artifacts.fencing import Lease, valid_manifests
+from trainer.artifacts.fencing import Lease
 from trainer.artifacts.journal import Journal
 from trainer.artifacts.manifest import Manifest
 from trainer.artifacts.metrics import EvalRecord, MetricsWriter, StepRecord
 from trainer.artifacts.sources import Sources
 from trainer.artifacts.store import Store
+from trainer.artifacts.validity import valid_manifests
 from trainer.batching import Fullest, Peak, rehearse
 from trainer.cadence import Cadence, measured_mtbf_s
 from trainer.checkpoint import Checkpointer, restore, seed_process
