@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
+from launcher.attempts import box_at_work, open_attempts
 from launcher.clouds.base import is_live
 from launcher.errors import NotReady, Problem, RemoteJobFailed, VlaunchError, require_extra
 from launcher.render import job_name, trusted_task
@@ -26,7 +27,7 @@ from launcher.spot.plugin import STRATEGY, strategy
 from launcher.wheel import write_wheel
 from trainer.artifacts.journal import Journal, read_journal
 from trainer.artifacts.layout import CONFIG, TASK
-from trainer.artifacts.store import open_store
+from trainer.artifacts.store import Store, open_store
 from trainer.config import decode_config
 
 # Of SkyPilot's managed jobs: in these nobody looks after the run any more.
@@ -93,7 +94,8 @@ class SkyCloud:
             return False
         store = open_store(run_uri)
         attempt = max((event.attempt for event in read_journal(store)), default=0)
-        Journal(store, attempt, "launcher").record("stopping")
+        Journal(store, attempt, "launcher").record("stopping", job=live[0]["job_id"])
+        _await_last_save(store)
         with _sky() as sky:
             cancel = {"graceful": True, "graceful_timeout": _STOP_GRACE_S}
             sky.get(sky.jobs.cancel(job_ids=[job["job_id"] for job in live], **cancel))
@@ -139,6 +141,16 @@ class SkyCloud:
         for job in jobs:
             job["status"] = getattr(job["status"], "value", job["status"])
         return sorted((job for job in jobs if job["job_name"] == name), key=lambda job: -job["job_id"])
+
+
+def _await_last_save(store: Store) -> None:
+    """Our strategy in SkyPilot's controller reads `stopping` and tells the machine; SkyPilot's own cannot."""
+    strategies = [event.data.get("strategy") for event in read_journal(store) if event.kind == "submitted"]
+    if strategies[-1:] != [STRATEGY]:
+        return
+    patience = time.monotonic() + _STOP_GRACE_S
+    while box_at_work(read_journal(store)) and time.monotonic() < patience:
+        time.sleep(_LOOK_S)
 
 
 def loaded_plugin() -> str | None:

@@ -90,6 +90,13 @@ def open_attempts(events: Sequence[RunEvent]) -> list[int]:
     return sorted((of["requested"] | of["started"]) - of["ended"] - of["finished"] - refused)
 
 
+def box_at_work(events: Sequence[RunEvent]) -> bool:
+    """Whether the newest attempt has begun, and neither its box nor its launcher has told of its end."""
+    newest = max((event.attempt for event in events), default=0)
+    kinds = {event.kind for event in events if event.attempt == newest}
+    return "started" in kinds and not kinds & {*_LAST_WORDS, "ended"}
+
+
 def region_name(attempt: Attempt) -> str:
     return f"{attempt.cloud}/{attempt.region}" if attempt.cloud else attempt.region or "unknown"
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from launcher.attempts import box_at_work, open_attempts
+from launcher.costs import cost_report
 from launcher.launch import from_events
 from launcher.planning.plan import Candidate
 from launcher.render import infra, use_spot
@@ -82,8 +84,17 @@ class Ledger:
             self._record(max((e.attempt for e in self._events()), default=0), "limit", what=said)
         return said
 
+    def stop_asked(self, job: int) -> bool:
+        """Whether the user wants this managed job to end."""
+        self._read()
+        return any(event.kind == "stopping" and event.data.get("job") == job for event in self._there)
+
+    def box_at_work(self) -> bool:
+        self._read()
+        return box_at_work(self._events())
+
     def stopped(self) -> None:
-        """The newest machine was given back at a limit."""
+        """The newest machine was given back: at a limit, or because the user asked for it."""
         self._end("stopped", never_seen="stopped")
 
     def _end(self, reason: str, *, never_seen: str) -> None:
@@ -109,7 +120,7 @@ class Ledger:
         try:
             if self._store is None:
                 self._store = open_store(self._uri)
-            self._there = read_journal(self._store)
+            self._there = read_journal(self._store, known={event.key: event for event in self._there})
         except VlaunchError as error:
             log.warning("%s: going on from memory: %s", self._uri, error.message)
 

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import shlex
 from typing import Any
 
-from sky import exceptions
+from sky import exceptions, global_user_state
 from sky.jobs import recovery_strategy, state, utils
 from sky.server import plugins
 from sky.utils import context, registry
@@ -30,10 +32,11 @@ from launcher.spot.plugin import STRATEGY
 
 log = logging.getLogger("sky.vlaunch")
 
-# Between two looks at the budget and the deadline: at $40 an hour, a third of a dollar.
-_LIMITS_S = 30.0
-# What a machine may take for its last save when the run is stopped.
+# Between two looks for a reason to end: the budget, the deadline, `vlaunch stop`. At $40 an hour, eleven cents.
+_WATCH_S = 10.0
+# What a machine may take for its last save when the run is stopped, and how often it is looked whether it is done.
 _GRACE_S = 300
+_SAVED_S = 2.0
 
 
 class Plugin(plugins.BasePlugin):
@@ -61,27 +64,30 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
         self._task = self.dag.tasks[0]
         self._ledger = Ledger(self._task.envs.get("VLAUNCH_RUN", ""))
         self._watch: asyncio.Task[None] | None = None
+        self._leaving = False
 
     async def launch(self) -> float:
+        _reach_the_store(self._task)
+        self._watch_anew()
         return await self._find_machine(recovery=False)
 
     async def on_resume(self, cluster_name: str) -> None:
         """The controller was started again beside a machine that runs."""
         _reach_the_store(self._task)
-        self._watch = asyncio.create_task(self._watch_limits())
+        self._watch_anew()
 
     async def recover(self) -> float:
         _reach_the_store(self._task)
+        if not self._leaving:
+            self._watch_anew()
+        if self._leaving or await asyncio.to_thread(self._ledger.stop_asked, self.job_id):
+            await asyncio.Event().wait()  # no machine is wanted any more: the watch cancels this job
         await asyncio.to_thread(self._ledger.lost)
         await asyncio.to_thread(self._cleanup_cluster)
         return await self._find_machine(recovery=True)
 
     async def _find_machine(self, *, recovery: bool) -> float:
         """Rounds over all places until one gives a machine; the pause between two rounds is SkyPilot's own."""
-        _reach_the_store(self._task)
-        if self._watch is not None:
-            self._watch.cancel()
-        self._watch = asyncio.create_task(self._watch_limits())
         asked_for = self._task.resources
         places = {(_infra(resources), resources.use_spot): resources for resources in asked_for}
         try:
@@ -126,14 +132,50 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
             await asyncio.to_thread(self._tell_running, attempt)
         return submitted, error
 
-    async def _watch_limits(self) -> None:
-        """The budget and the deadline hold also where every laptop is closed."""
-        while True:
-            if await asyncio.to_thread(self._ledger.limit):
-                await asyncio.to_thread(self._cancel_own_job)
-                await asyncio.to_thread(self._ledger.stopped)
-                return
-            await asyncio.sleep(_LIMITS_S)
+    def _watch_anew(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch = asyncio.create_task(self._watch_for_the_end())
+
+    async def _watch_for_the_end(self) -> None:
+        """The budget and the deadline hold, and `vlaunch stop` is obeyed, also where every laptop is closed."""
+        while not await asyncio.to_thread(self._is_to_end):
+            await asyncio.sleep(_WATCH_S)
+            if await asyncio.to_thread(self._is_over):
+                return  # the controller lives on for other jobs
+        self._leaving = True
+        await self._let_it_save()
+        await asyncio.to_thread(self._cancel_own_job)
+        await asyncio.to_thread(self._ledger.stopped)
+
+    def _is_over(self) -> bool:
+        status = state.get_status(self.job_id)
+        return status is None or status.is_terminal()
+
+    def _is_to_end(self) -> bool:
+        return self._ledger.limit() is not None or self._ledger.stop_asked(self.job_id)
+
+    async def _let_it_save(self) -> None:
+        """SkyPilot's own cancel takes the machine away within seconds: interrupt the box before, and wait for it."""
+        if not await asyncio.to_thread(self._ledger.box_at_work):
+            return
+        try:
+            await asyncio.to_thread(self._interrupt)
+            async with asyncio.timeout(_GRACE_S):
+                while await asyncio.to_thread(self._ledger.box_at_work):
+                    await asyncio.sleep(_SAVED_S)
+        except Exception as error:  # of many kinds; the run ends all the same, at its newest checkpoint
+            log.warning("the last step may not be saved: %r", error)
+
+    def _interrupt(self) -> None:
+        """Ctrl-C to the trainer of this run on each machine: that is its word for saving and leaving."""
+        handle = global_user_state.get_handle_from_cluster_name(self.cluster_name)
+        if handle is None:
+            return
+        # The bracket keeps the pattern from finding the command that holds it; the oldest is the supervisor.
+        pattern = "[t]rainer --run " + re.escape(self._task.envs["VLAUNCH_RUN"]) + " "
+        for runner in handle.get_command_runners():
+            runner.run(f"pkill -INT -o -f {shlex.quote(pattern)}", stream_logs=False)
 
     def _cancel_own_job(self) -> None:
         workspace = state.get_workspace(self.job_id)

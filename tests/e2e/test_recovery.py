@@ -131,7 +131,12 @@ def test_a_stopped_run_is_saved_and_resumed_from_any_laptop(rig: Rig) -> None:
     assert (stopped["state"], stopped["was_running"], again["was_running"]) == ("stopped", True, False)
     assert twice.returncode == 3 and "running already" in twice.stderr
     assert finished(rig, "pause")["state"] == "finished"
-    assert [event.data["resumed_from"] > 0 for event in events(rig, "pause", "started")] == [False, True]
+    (saved,) = events(rig, "pause", "preempted")
+    assert saved.data["lost_steps"] == 0
+    assert [event.data["resumed_from"] for event in events(rig, "pause", "started")] == [
+        0,
+        saved.data["step"],
+    ]
 
 
 def test_two_nodes_of_eight_gpus_meet_and_have_their_ranks(rig: Rig) -> None:

@@ -12,9 +12,10 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
@@ -69,7 +70,11 @@ EVENTS: dict[str, EventKind] = {
         "the machine is gone; reason: preempted, stopped, failed, finished or orphaned",
         ("reason", "exit_code", "notice_s"),
     ),
-    "stopping": EventKind("launcher", "the user asked the run to stop"),
+    "stopping": EventKind(
+        "launcher",
+        "the user asked the run to stop; job: the managed job that is to end, on SkyPilot",
+        ("job",),
+    ),
     "limits": EventKind(
         "launcher", "the budget or the deadline is another one from here on", ("max_cost_usd", "deadline_s")
     ),
@@ -223,17 +228,20 @@ class Journal:
             # Another writer of this attempt has this very microsecond and number: take the next number.
 
 
-def read_journal(store: Store, start_after: str = "") -> list[RunEvent]:
+def read_journal(
+    store: Store, start_after: str = "", known: Mapping[str, RunEvent] = MappingProxyType({})
+) -> list[RunEvent]:
     """Events in the order of their keys, that is of time; `start_after` is the `key` of the last one known.
 
     A follower that only ever asks for what comes after the last key misses an event of a machine whose clock
-    is behind: read everything again now and then. One listing, one read per event.
+    is behind: read everything again now and then. One listing, one read per event that is not among the `known`,
+    by key: none ever changes.
     """
     found = []
     for entry in store.list(JOURNAL, start_after=start_after):
         if parse_journal_key(entry.key):
             try:
-                found.append(RunEvent.decode(store.get(entry.key)))
+                found.append(known.get(entry.key) or RunEvent.decode(store.get(entry.key)))
             except CorruptObject as error:
                 said = f"{store.uri}: {entry.key}: {error.message}"
                 raise CorruptObject(said, hint="delete that object") from None

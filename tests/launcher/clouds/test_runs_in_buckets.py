@@ -107,6 +107,24 @@ def test_a_run_is_not_begun_where_an_endpoint_overwrites_what_must_stay(
     assert "never let two machines write to one run" in vlaunch("doctor", "--store", alone).out
 
 
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+def test_a_store_that_cannot_be_used_is_told_with_all_else_that_is_missing(
+    vlaunch: Vlaunch,
+    bucket: Bucket,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    bucket()
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text('{"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 1}')
+    corpus = write_corpus(tmp_path / "chats.jsonl", 20)
+
+    begun = vlaunch("train", "--model", base, "--data", corpus, "--store", "s3://no-such-bucket/x", "--yes")
+
+    assert begun.code == 3 and "2 things are missing" in begun.err
+    assert "there is no bucket no-such-bucket" in begun.err and "*.safetensors" in begun.err
+
+
 def tells_a_secret(data: bytes) -> bool:
     forms = [
         form.encode()

@@ -76,6 +76,12 @@ def test_a_region_that_was_only_asked_when_the_controller_died_is_not_blamed_for
     assert ends == ["preempted", "orphaned"]
 
 
+def test_a_stop_is_for_the_job_that_it_names(store: Store) -> None:
+    Journal(store, 1, "launcher").record("stopping", job=7)
+
+    assert [Ledger(store.uri).stop_asked(job) for job in (7, 8)] == [True, False]
+
+
 def test_every_request_is_an_attempt_of_its_own_and_only_machines_are_billed(store: Store) -> None:
     ledger = Ledger(store.uri, Clock())
     first, second = ledger.order(PLACES)

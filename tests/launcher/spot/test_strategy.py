@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from trainer.artifacts.journal import read_journal
+from trainer.artifacts.journal import Journal, read_journal
 from trainer.artifacts.store import open_store
 
 if find_spec("sky") is None:
@@ -134,3 +134,26 @@ def test_the_task_keeps_all_its_places_for_the_next_recovery(tmp_path: Path) -> 
     asyncio.run(strategy.launch())
 
     assert [r.region for r in strategy.dag.tasks[0].resources] == ["us-east", "us-west"]
+
+
+def test_a_job_that_is_asked_to_stop_saves_first_and_gets_no_other_machine(tmp_path: Path) -> None:
+    world, run = World(), str(tmp_path / "runs/x")
+    strategy, store = executor(world, run, [EAST, WEST]), open_store(run)
+
+    async def life() -> None:
+        await strategy.launch()
+        Journal(store, 1, "box").record("started", epoch=1)
+        Journal(store, 1, "launcher").record("stopping", job=strategy.job_id)
+        recovery = asyncio.create_task(
+            strategy.recover()
+        )  # the box leaves with 75, as before any other machine
+        strategy._cancel_own_job = lambda: recovery.get_loop().call_soon_threadsafe(recovery.cancel)
+        await asyncio.wait([recovery])
+        await strategy._watch
+
+    strategy._interrupt = lambda: Journal(store, 1, "box").record("preempted", step=9, durable_step=9)
+    asyncio.run(life())
+
+    told = [(e.kind, e.data.get("reason")) for e in read_journal(store) if e.kind in ("preempted", "ended")]
+    assert told == [("preempted", None), ("ended", "stopped")]
+    assert world.asked == ["us-east"]
