@@ -85,6 +85,10 @@ def api_key(home: Path) -> str | None:
     service = read_service(home)
     if "--api-key-file" not in service.api:
         return None
-    file = Path(service.api[service.api.index("--api-key-file") + 1])
+    return first_key(Path(service.api[service.api.index("--api-key-file") + 1]))
+
+
+def first_key(file: Path) -> str | None:
+    """Of a file of keys, as serving/api/keys.py reads it."""
     lines = (line.partition("#")[0].split() for line in file.read_text().splitlines())
     return next((words[0] for words in lines if words), None)

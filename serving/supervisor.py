@@ -19,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import IO
 
 from serving.client import answers
 from serving.listening import listen
-from serving.service import LOCK, LOGS, SECRET, STATE, State, api_key, read_service, read_state
+from serving.service import LOCK, LOGS, SECRET, STATE, State, api_key, read_service
 from trainer.errors import NotReady, UsageError, VlaunchError
 
 log = logging.getLogger("service")
@@ -134,7 +135,8 @@ class Supervisor:
         self._state = State(os.getpid())
         self._told = False
         self._doors: list[socket.socket] = []
-        self._probe: subprocess.Popen[bytes] | None = None
+        self._answered = threading.Event()
+        self._asking: threading.Thread | None = None
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -169,19 +171,21 @@ class Supervisor:
         self._save()
 
     def _answers(self) -> bool:
-        """Whether a model answers: asked of the API in a process of its own, so that nothing here waits."""
+        """Whether a model answers: asked of the API in a thread of its own, so that nothing here waits."""
         workers = [part for part in self._parts if part.is_worker]
         if not all(part.ready_file.exists() for part in workers if part.done is None):
             return False
         if self._service.join:
             return True
-        if self._probe is None:
-            command = [sys.executable, "-m", "serving.supervisor", "--home", str(self._home), "--probe"]
-            self._probe = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-        code = self._probe.poll()
-        if code is not None:
-            self._probe = None
-        return code == 0
+        if self._asking is None or not self._asking.is_alive():
+            self._asking = threading.Thread(target=self._ask, daemon=True)
+            self._asking.start()
+            self._answered.wait(_LOOK_S)
+        return self._answered.is_set()
+
+    def _ask(self) -> None:
+        if answers(self._state.url or "", self._service.model, api_key(self._home), _PROBE_TIMEOUT_S):
+            self._answered.set()
 
     def _make_parts(self) -> list[Part]:
         service, home = self._service, self._home
@@ -288,12 +292,6 @@ class Supervisor:
             arriving.replace(self._home / STATE)
 
 
-def probe(home: Path) -> bool:
-    """Whether the service's model makes one token."""
-    url = (read_state(home) or {})["url"]
-    return answers(url, read_service(home).model, api_key(home), _PROBE_TIMEOUT_S)
-
-
 def _port(door: socket.socket) -> int:
     return int(door.getsockname()[1])
 
@@ -317,10 +315,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m serving.supervisor")
     parser.add_argument("--home", required=True, type=Path)
     parser.add_argument("--leash", action="store_true", help="end with standard input")
-    parser.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.probe:
-        return 0 if probe(options.home) else 1
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", stream=sys.stdout
     )

@@ -24,7 +24,7 @@ from launcher.output import say
 from launcher.services.here import RENTED, ServiceView, home
 from launcher.services.render import with_controller
 from serving.client import answers, workers_known
-from serving.service import KEYS, SECRET, STATE, is_alive, read_state
+from serving.service import KEYS, SECRET, STATE, first_key, is_alive, read_state
 from serving.signing import (
     SECRET_VARIABLE,
     new_key,
@@ -139,9 +139,7 @@ def view(name: str, cloud: Machines) -> ServiceView:
     """As `status` shows it: asks the cloud."""
     where, rented = home(name), read(name)
     state = read_state(where) or {"state": "starting"}
-    parts: dict[str, Seen] = dict(cloud.jobs(list(rented.jobs)))
-    if rented.machine is not None and (machine := cloud.machine(rented.machine)) is not None:
-        parts[rented.machine] = machine
+    parts = _parts(rented, cloud)
     problems = [f"{part}: {seen.problem}" for part, seen in parts.items() if seen.problem]
     living = any(seen.live for seen in parts.values())
     return ServiceView(
@@ -160,15 +158,14 @@ def view(name: str, cloud: Machines) -> ServiceView:
 def stop(name: str, cloud: Machines) -> bool:
     """Workers finish what they have, then everything is given back. False: there was nothing."""
     where, rented = home(name), read(name)
-    live = [job for job, seen in cloud.jobs(list(rented.jobs)).items() if seen.live]
+    parts = _parts(rented, cloud)
+    live = [job for job in rented.jobs if job in parts and parts[job].live]
     if live:
         cloud.end_jobs(live)
-    machine = rented.machine
-    had_machine = machine is not None and cloud.machine(machine) is not None
-    if had_machine and machine is not None:
-        cloud.end_machine(machine)
+    if rented.machine is not None and rented.machine in parts:
+        cloud.end_machine(rented.machine)
     _save(where, "stopped", None, None)
-    return bool(live) or had_machine
+    return bool(live) or rented.machine in parts
 
 
 def logs(name: str, cloud: Machines, *, follow: bool) -> Iterator[str]:
@@ -176,20 +173,19 @@ def logs(name: str, cloud: Machines, *, follow: bool) -> Iterator[str]:
     rented = read(name)
     shown: dict[str, int] = {}
     while True:
-        seen = cloud.jobs(list(rented.jobs))
+        parts = _parts(rented, cloud)
         sources: dict[str, Iterator[str]] = {}
-        if (machine := rented.machine) is not None and (front := cloud.machine(machine)) is not None:
-            seen[machine] = front
-            sources["controller"] = cloud.machine_logs(machine)
+        if rented.machine is not None and rented.machine in parts:
+            sources["controller"] = cloud.machine_logs(rented.machine)
         for number, job in enumerate(rented.jobs):
             # SkyPilot does not answer for a job that has no machine now.
-            if job in seen and (seen[job].status == "RUNNING" or not seen[job].live):
+            if job in parts and (parts[job].status == "RUNNING" or not parts[job].live):
                 sources[f"worker-{number}"] = cloud.job_logs(job)
         for part, lines in sources.items():
             whole = list(lines)
             yield from (f"{part:<11} {line}" for line in whole[shown.get(part, 0) :])
             shown[part] = len(whole)
-        if not follow or not any(one.live for one in seen.values()):
+        if not follow or not any(seen.live for seen in parts.values()):
             return
         time.sleep(_LOOK_S)
 
@@ -217,9 +213,7 @@ def _wait(rented: Rented, where: Path, cloud: Machines, address: str, url: str |
     """Until the API's model answers, or as many workers as were launched are known to the controller elsewhere."""
     secret, key, told = read_secret(where / SECRET), api_key(where), dict[str, str]()
     while True:
-        parts = cloud.jobs(list(rented.jobs))
-        if rented.machine is not None and (machine := cloud.machine(rented.machine)) is not None:
-            parts[rented.machine] = machine
+        parts = _parts(rented, cloud)
         for part, seen in parts.items():
             if told.get(part) != seen.status:
                 told[part] = seen.status
@@ -239,19 +233,23 @@ def _wait(rented: Rented, where: Path, cloud: Machines, address: str, url: str |
         time.sleep(_LOOK_S)
 
 
+def _parts(rented: Rented, cloud: Machines) -> dict[str, Seen]:
+    """What there is of it, the workers first."""
+    parts = cloud.jobs(list(rented.jobs))
+    if rented.machine is not None and (machine := cloud.machine(rented.machine)) is not None:
+        parts[rented.machine] = machine
+    return parts
+
+
 def _refuse_dead(part: str, seen: Seen | None) -> None:
-    if seen is not None and seen.problem:
-        raise RemoteJobFailed(
-            f"{part} is {seen.status}: {seen.problem}", hint="vlaunch logs shows its last words"
-        )
+    if seen is not None and not seen.live:
+        why = seen.problem or "somebody ended it"
+        raise RemoteJobFailed(f"{part} is {seen.status}: {why}", hint="vlaunch logs shows its last words")
 
 
 def api_key(where: Path) -> str | None:
     """The first key of a rented service; None for workers alone."""
-    if not (where / KEYS).is_file():
-        return None
-    lines = (line.partition("#")[0].split() for line in read_private(where / KEYS).splitlines())
-    return next((words[0] for words in lines if words), None)
+    return first_key(where / KEYS) if (where / KEYS).is_file() else None
 
 
 def _secrets(where: Path, task: Mapping[str, Any]) -> dict[str, str]:

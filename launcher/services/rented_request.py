@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from launcher.errors import NotReady, UsageError, require_extra
@@ -12,6 +14,10 @@ from launcher.planning.catalog import OWN, Catalog
 from launcher.planning.fit import Model as Sizes
 from launcher.planning.fit import model_of
 from launcher.planning.serving import ServePlan, ServeRequest, cheapest_cards, make_serve_plan
+from launcher.fit import Model as Sizes
+from launcher.fit import model_of
+from launcher.places import Candidate
+from launcher.plan_serving import ServePlan, ServeRequest, cheapest_cards, make_serve_plan
 from launcher.render import infra
 from launcher.services.here import new_name
 from launcher.services.model import Model
@@ -24,7 +30,7 @@ from launcher.wheel import wheel_path
 from serving.memory import Bits
 from serving.protocol import API_PORT, CONTROLLER_PORT
 from serving.signing import SECRET_VARIABLE, read_secret
-from trainer.artifacts.layout import CONFIG
+from trainer.artifacts.layout import CONFIG, export_key
 from trainer.artifacts.store import open_store
 from trainer.config import decode_config
 from trainer.recipes import get_recipe
@@ -32,6 +38,8 @@ from trainer.recipes import get_recipe
 # Of all conversations that a worker answers at a time, where nothing else is known: four of the documents' length.
 _TOKENS = 4 * 2048
 _CPU = "cpu"
+# Of an export: the model's configuration, or that of an adapter's base.
+_SHAPES = ("config.json", "base/config.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +61,10 @@ def rent(model: Model, given: Mapping[str, Any]) -> RentedRequest:
     join = controller_address(given["controller_ip"])
     if join is None and given["secret_file"]:
         raise UsageError("--secret-file is for --controller-ip", hint="a new service makes its own secret")
+    secret_file = Path(given["secret_file"]) if given["secret_file"] else None
     name = given["name"] or new_name(model.name)
     client_name = given["model_name"] or model.name
-    catalog = Catalog(given["catalog"] and _folder(given["catalog"]))
+    catalog = Catalog(Path(given["catalog"]) if given["catalog"] else None)
     plan = _plan(model, given, catalog)
     controller = _cargo(model, "controller", given["engine"])
     port, controller_port = given["port"] or API_PORT, given["controller_port"] or CONTROLLER_PORT
@@ -91,7 +100,7 @@ def rent(model: Model, given: Mapping[str, Any]) -> RentedRequest:
             for number in range(given["workers"])
         ),
     )
-    secret = read_secret(_folder(given["secret_file"])).decode() if join else None
+    secret = read_secret(secret_file).decode() if join else None
     price = plan.candidates[0].usd_per_hour if plan and plan.candidates else None
     return RentedRequest(
         rented, plan, secret, own_keys(given), None if price is None else price * given["workers"]
@@ -150,8 +159,10 @@ def _plan(model: Model, given: Mapping[str, Any], catalog: Catalog) -> ServePlan
 def _sizes(model: Model) -> Sizes:
     """Of a run by its configuration, of an id by its name."""
     if "://" in model.source:
-        uri = model.source
-        return model_of(decode_config(open_store(uri).get(CONFIG), f"{uri}/{CONFIG}"), None)
+        store = open_store(model.source)
+        config = decode_config(store.get(CONFIG), f"{model.source}/{CONFIG}")
+        exported = [key for key in map(export_key, _SHAPES) if store.size(key) is not None]
+        return model_of(config, json.loads(store.get(exported[0])) if exported else None)
     config = get_recipe("7").config
     named = config.model.model_copy(update={"base": model.source})
     return model_of(config.model_copy(update={"model": named}), None)
@@ -175,12 +186,14 @@ def _place(places: Sequence[Infra], plan: ServePlan | None) -> str:
     return infra(first)
 
 
-def _cpu_places(places: Sequence[Infra]) -> list[Any]:
+def _cpu_places(places: Sequence[Infra]) -> list[Candidate]:
     """Places without a card, in the order given; SkyPilot finds the machine."""
     from launcher.planning.places import Candidate
 
     return [
-        Candidate(place.cloud, place.region or "", place.zone or "", "", "on-demand", None, None, None, "")
+        Candidate(
+            place.cloud, place.region or "", place.zone or "", "", "on-demand", None, None, None, "none"
+        )
         for place in places
     ]
 
@@ -197,9 +210,3 @@ def _cargo(model: Model, part: str, engine: str) -> Cargo:
     envs = {name: os.environ[name] for name in ADDRESSES if os.environ.get(name)}
     extras = ("serve", "vllm" if engine == "vllm" else "train")
     return Cargo(wheel_path(), extras, tuple(modules), tuple(secrets), envs)
-
-
-def _folder(path: str) -> Any:
-    from pathlib import Path
-
-    return Path(path)

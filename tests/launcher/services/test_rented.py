@@ -223,3 +223,25 @@ def test_the_cheapest_card_that_fits_is_chosen(vlaunch: Vlaunch) -> None:
     seven, thirteen, packed = card("org/m-7b"), card("org/m-13b"), card("org/m-13b", "--load-4bit")
     assert seven == "L4:1" and thirteen not in ("L4:1", "A10G:1") and packed == "L4:1"
     assert card("org/m-7b", "--gpus", "A100-80GB:8") == "A100-80GB:8"
+
+
+def test_a_runs_cards_are_chosen_by_the_sizes_of_its_export(isolated: Path) -> None:
+
+    from launcher.rented_request import _sizes
+    from tests.trainer.runs import create_run, write_corpus
+    from trainer.artifacts.layout import export_key
+    from trainer.artifacts.store import open_store
+
+    run = (isolated / "store/runs/big").as_uri()
+    create_run(run, write_corpus(isolated / "chats.jsonl", 3))
+    own = _sizes(Model(run, "big")).shape
+    assert own.hidden == 32
+    store = open_store(run)
+    config = json.loads(store.get("config.json"))
+    config["model"] |= {"shape": None, "base": "org/model"}
+    store.put("config.json", json.dumps(config).encode())
+    shape = {"model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+             "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256}  # fmt: skip
+    store.put(export_key("config.json"), json.dumps(shape).encode())
+    seen = _sizes(Model(run, "big"))
+    assert (seen.shape.hidden, seen.assumed) == (8192, None)

@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast
 
 from serving.engine import Refused, Sampling
+from serving.engines import EngineOptions, open_engine
 from serving.engines.hf import HfEngine
 from serving.engines.loading import ModelOptions, load
 from serving.engines.source import locate
@@ -30,6 +31,7 @@ from trainer.artifacts.store import open_store
 from trainer.conversation import Turn, get_template
 from trainer.errors import ConfigError, CorruptObject, NotReady
 from trainer.export import publish
+from trainer.tokenize import carry_template
 
 GREEDY = Sampling(temperature=0.0, max_tokens=12, logprobs=0)
 ASKED = prompts(8, 300, longest=40)
@@ -226,3 +228,28 @@ def test_a_model_without_a_template_takes_one_by_name_or_refuses_dialogues(
 
     with_engine(bare, refused)
     assert "### Instruction:\nHello" in with_engine(bare, taken, template="alpaca")
+
+
+def test_a_run_is_served_in_the_template_it_was_trained_with_unless_its_operator_names_another(
+    llama: Path, tmp_path: Path
+) -> None:
+    trained = shutil.copytree(llama, tmp_path / "trained")
+    tokeniser = load_reference(trained)[1]
+    carry_template(tokeniser, get_template("alpaca"), 512)
+    tokeniser.save_pretrained(trained)
+    run = tmp_path / "runs/first"
+    publish(open_store(run.as_uri()), trained, {"template": "alpaca"})
+
+    def asked(template: str | None) -> str:
+        async def work() -> str:
+            options = EngineOptions(str(run), "first", device="cpu", template=template)
+            engine = await open_engine("hf", options)
+            try:
+                return tokeniser.decode(engine.encode_chat([{"role": "user", "content": "Hello"}]))
+            finally:
+                await engine.close()
+
+        return asyncio.run(work())
+
+    assert "### Instruction:\nHello" in asked(None)
+    assert "USER: Hello ASSISTANT:" in asked("vicuna_v1.1")
