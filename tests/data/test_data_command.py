@@ -171,8 +171,11 @@ def on_terminal(words: list[str], environment: dict[str, str]) -> str:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["prepare", "s3://bucket/a.json", "--to", "o.jsonl"], "only files of this machine"),
-        (["merge", "raw.json", "--to", "gs://bucket/o.jsonl"], "only files of this machine"),
+        (
+            ["split", "raw.json", "--to", "o.jsonl", "--tokeniser", "s3://bucket/llama"],
+            "a file of this machine",
+        ),
+        (["merge", "raw.json", "--to", "s3://bucket/o.jsonl"], "no AWS credentials were found"),
         (["merge", "raw.json", "--to", "o.txt"], "does not say what to write"),
         (["merge", "raw.json", "--to", "o.jsonl", "--shard", "4/4"], "is not I/N"),
         (["filter", "raw.json", "--to", "o.jsonl", "--off", "repitition"], "there is no filter"),
@@ -199,9 +202,9 @@ def test_file_uris_are_paths(vlaunch: Vlaunch, tmp_path: Path, raw: Path) -> Non
 
 def test_shares_wait_for_the_last_one(vlaunch: Vlaunch, tmp_path: Path, raw: Path) -> None:
     line = ["data", "merge", raw, "--to", tmp_path / "o.jsonl", "--json"]
-    first = vlaunch(*line, "--shard", "0/2")
+    first = vlaunch(*line, "--shard", "1/2")
     assert first.json["complete"] is False and "wait" in first.err
-    assert vlaunch(*line, "--shard", "1/2").json["complete"] is True
+    assert vlaunch(*line, "--shard", "0/2").json["complete"] is True
 
 
 def test_the_remote_task_runs_the_same_pipeline_over_its_bucket(vlaunch: Vlaunch, tmp_path: Path) -> None:

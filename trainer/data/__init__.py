@@ -8,6 +8,7 @@
     stats.py        Corpus -> counts and a length histogram
     stdlib_docs.py  the documentation in the standard library as clean prose
     example.py      questions and answers made of it: the corpus to try vlaunch with
+    buckets.py       files in buckets: copied here to be read, sent up whole
     chunks.py        input files as numbered chunks, the unit of work and of resuming
     token_count.py   how many tokens a conversation has when it is trained on, exact
     split.py         conversations to parts that fit the context; no round lost

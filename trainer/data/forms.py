@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
-from urllib.parse import unquote
 
 from trainer.conversation import ASSISTANT, SYSTEM, USER, Conversation
 from trainer.errors import DataError, NotReady, UsageError
@@ -64,30 +63,6 @@ def encoder() -> Callable[[Any], bytes]:
     except ImportError as error:
         raise NotReady("preparing a corpus needs orjson", hint=INSTALL) from error
     return cast(Callable[[Any], bytes], orjson.dumps)
-
-
-def input_path(uri: str) -> Path:
-    """The local path of an input: a plain path or file:///... Raises what `open_store` does for other stores."""
-    if "://" not in uri:
-        return Path(uri).expanduser()
-    from trainer.artifacts.local import LocalStore
-    from trainer.artifacts.store import open_store
-
-    folder, _, name = uri.rpartition("/")
-    store = open_store(folder)
-    if not isinstance(store, LocalStore):
-        raise NotReady(
-            f"{uri}: only files of this machine can be used so far", hint="copy it, or mount the bucket"
-        )
-    return store.root / unquote(name)
-
-
-def output_path(uri: str) -> Path:
-    """As `input_path`; a folder is refused."""
-    path = input_path(uri)
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder", hint=f"name the file to write: {path}/train.jsonl")
-    return path
 
 
 def check_output(path: Path) -> None:

@@ -4,7 +4,8 @@
     to_markdown(html)          its Markdown
 
     html_tags.py    any HTML -> well-formed tags and texts
-    html_walk.py    what becomes what; html_leaves.py the quick way for most elements; html_code.py blocks of code
+    html_walk.py    what becomes what; html_inline.py in a paragraph; html_code.py blocks of code
+    html_leaves.py  the quick way for most elements
     markdown.py     paragraphs written so that they render right; markdown_blocks.py blocks, likewise
     mathml.py       formulas -> TeX
 

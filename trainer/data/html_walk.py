@@ -12,45 +12,30 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from trainer.data.html_code import code_blocks
-from trainer.data.html_leaves import LEAVES, MARKS
+from trainer.data.html_inline import INLINE
+from trainer.data.html_leaves import LEAVES
 from trainer.data.html_tags import (
     DEEPEST,
     STAND_IN,
     HtmlRejected,
     attributes_of,
-    code_of,
     language_of,
     leaf_tags,
     number_of,
     plain_text,
 )
-from trainer.data.markdown import BREAK, RAW_TAGS, Piece, paragraph, plain_paragraph
+from trainer.data.markdown import BREAK, Piece, paragraph, plain_paragraph
 from trainer.data.markdown_blocks import (
     Block,
     cell_text,
-    code_span,
-    destination,
-    fenced,
     list_block,
     quoted,
     table_block,
 )
-from trainer.data.mathml import Tag, tex_of
+from trainer.data.mathml import Tag
 
 _REGENERATED = re.compile(r"(\d{1,3}) ?/ ?(\d{1,3})")
 _COPIED = re.compile(r"Copy\d+ chars / \d+ words")
-_BUTTONS = {
-    "",
-    "copy",
-    "copy code",
-    "copied!",
-    "edit",
-    "edit code",
-    "regenerate",
-    "regenerate response",
-    "run",
-}
-_SPACE_RUNS = re.compile(r"\s+")
 
 
 class _Frame:
@@ -324,73 +309,11 @@ class Walker:
         self.parts.append(BREAK)
         self.marked = True
 
-    def open_mark(self, name: str, attributes: str) -> None:
-        text = MARKS[name]
-        if any(piece.text == text for piece in self.opened):
-            text = ""  # bold in bold is bold
-        piece = Piece("open", text)
-        self.opened.append(piece)
-        if text:
-            self.parts.append(piece)
-            self.marked = True
-
-    def close_mark(self, name: str, attributes: str) -> None:
-        if not self.opened:
-            return
-        piece = self.opened.pop()
-        if piece.text:
-            self.parts.append(Piece("close", *piece[1:]))
-            self.marked = True
-
-    def open_link(self, name: str, attributes: str) -> None:
-        given = attributes_of(attributes)
-        href = given.get("href", "").strip()
-        piece = Piece("open", "[" if href else "", "", destination(href, given.get("title", "")))
-        self.opened.append(piece)
-        if href:
-            self.parts.append(piece)
-            self.marked = True
-
-    def image(self, name: str, attributes: str) -> None:
-        given = attributes_of(attributes)
-        source, alt = given.get("src", ""), re.sub(r"\s+", " ", given.get("alt", ""))
-        if source.startswith("data:"):  # the picture itself, megabytes of base64: no text
-            source = ""
-        if alt or source:
-            shown = re.sub(r"[\\`*_<>&\[\]~]", r"\\\g<0>", alt)
-            target = destination(source, given.get("title", ""))
-            self.piece(f"![{shown}]({target})", alt)
-
     def piece(self, text: str, shows: str = "") -> None:
         self.parts.append(Piece("raw", text, shows))
         self.marked = True
 
-    def raw_tag(self, name: str, attributes: str) -> None:
-        self.piece(f"<{name}>")
-
-    def checkbox(self, name: str, attributes: str) -> None:
-        given = attributes_of(attributes)
-        if given.get("type") == "checkbox":
-            box = "[x] " if "checked" in attributes.replace("checkbox", "") else "[ ] "
-            self.piece(box[:-1], box[:-1])
-            self.parts.append(" ")
-
-    def inline_code(self, name: str, attributes: str) -> None:
-        tags = self.capture(name)
-        code = code_of(tags)
-        if any(tag.name == "pre" for tag in tags):
-            self.flush()
-            self.add(Block("code", fenced(code, ""), interrupts=True))
-        elif code:
-            link = next((tag for tag in tags if tag.name == "a" and 'href="' in tag.attributes), None)
-            if link is None or any(piece.text == "[" for piece in self.opened):
-                self.piece(code_span(code), code)
-                return
-            self.open_link("a", link.attributes)
-            self.piece(code_span(code), code)
-            self.close_mark("/a", "")
-
-    # --- code blocks, math, what is not shown ---
+    # --- code blocks, what is not shown ---
 
     def capture(self, name: str) -> list[Tag]:
         """The tags and texts inside the element that opens here; the walk goes on behind its end."""
@@ -414,11 +337,6 @@ class Walker:
     def skip(self, name: str, attributes: str) -> None:
         self.capture(name)
 
-    def button(self, name: str, attributes: str) -> None:
-        text = plain_text("".join(tag.text for tag in self.capture(name)))
-        if text.strip().lower() not in _BUTTONS:
-            self.parts.append(text)
-
     def preformatted(self, name: str, attributes: str) -> None:
         if self.parts:
             self.flush()
@@ -428,30 +346,6 @@ class Walker:
         else:
             for block in code_blocks(self.capture("pre"), language_of(attributes)):
                 self.add(block)
-
-    def span(self, name: str, attributes: str) -> None:
-        if attributes and ("katex" in attributes or "MathJax" in attributes):
-            if "katex-display" in attributes:
-                self.math(tex_of(self.capture(name), plain_text), display=True)
-            elif 'katex"' in attributes:
-                self.math(tex_of(self.capture(name), plain_text), display=False)
-            elif "MathJax" in attributes:
-                self.capture(name)
-
-    def math_element(self, name: str, attributes: str) -> None:
-        tags = self.capture(name)
-        tex = attributes_of(attributes).get("alttext") or tex_of(tags, plain_text)
-        self.math(tex, display='display="block"' in attributes)
-
-    def math(self, tex: str, display: bool) -> None:
-        tex = re.sub(r"\n\s*\n", "\n", tex).strip()
-        if not tex:
-            return
-        if not display:
-            self.piece(f"${_SPACE_RUNS.sub(' ', tex)}$", tex)
-            return
-        self.flush()
-        self.add(Block("math", f"$$\n{tex}\n$$"))
 
     def long_way(self, name: str | None, inside: str) -> None:
         """The same, tag by tag."""
@@ -484,17 +378,7 @@ def _actions() -> dict[str, Callable[[Walker, str, str], None]]:
         "/table": walker.close_table,
         "tr": walker.open_row,
         "br": walker.line_break,
-        "a": walker.open_link,
-        "/a": walker.close_mark,
-        "img": walker.image,
-        "input": walker.checkbox,
-        "code": walker.inline_code,
-        "tt": walker.inline_code,
-        "samp": walker.inline_code,
         "pre": walker.preformatted,
-        "span": walker.span,
-        "math": walker.math_element,
-        "button": walker.button,
         **{f"h{level}": walker.open_heading for level in range(1, 7)},
         **{f"/h{level}": walker.close_heading for level in range(1, 7)},
     }
@@ -502,13 +386,9 @@ def _actions() -> dict[str, Callable[[Walker, str, str], None]]:
         actions |= {name: walker.open_list, "/" + name: walker.close_list}
     for name in ("td", "th"):
         actions |= {name: walker.open_cell, "/" + name: walker.close_cell}
-    for name in MARKS:
-        actions |= {name: walker.open_mark, "/" + name: walker.close_mark}
-    for tag in RAW_TAGS:
-        actions[tag[1:-1]] = walker.raw_tag
     for name in _BLOCKS.split():
         actions |= {name: walker.block, "/" + name: walker.block}
-    return actions | {name: walker.skip for name in _NOT_SHOWN.split()}
+    return INLINE | actions | {name: walker.skip for name in _NOT_SHOWN.split()}
 
 
 _ACTIONS = _actions()

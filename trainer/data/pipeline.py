@@ -65,13 +65,17 @@ Watcher = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Everything that is asked for. shard: (I, N), this machine's share, I from 0."""
+    """Everything that is asked for. shard: (I, N), this machine's share, I from 0.
+
+    names: what the inputs are called in messages and in the manifest, if not by their paths.
+    """
 
     inputs: tuple[Path, ...]
     output: Path
     settings: Settings
     rejected: Path | None = None
     shard: tuple[int, int] = (0, 1)
+    names: tuple[str, ...] = ()
 
     @property
     def manifest(self) -> Path:
@@ -139,10 +143,10 @@ def _inputs(job: Job, watch: Watcher) -> list[Input]:
         passed += count
         watch(Progress("checking", passed, total, 0))
 
-    for path in job.inputs:
+    for path, name in zip(job.inputs, job.names or map(str, job.inputs), strict=True):
         digest = file_hash(path, moved)
-        key = _key(code, settings, digest, str(path), str(bool(job.rejected)))
-        found.append(Input(path, str(path), digest, path.stat().st_size, FileParts(job.work / key)))
+        key = _key(code, settings, digest, name, str(bool(job.rejected)))
+        found.append(Input(path, name, digest, path.stat().st_size, FileParts(job.work / key)))
     return found
 
 

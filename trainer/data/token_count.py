@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainer.conversation import ChatTemplate, Segment, get_template
-from trainer.data.tokeniser_file import LONGEST_WORD, adds_bos, hidden, without_prefix
+from trainer.data.tokeniser_file import BLANK, LONGEST_WORD, adds_bos, hidden, without_prefix
 from trainer.errors import ConfigError, NotReady
 
 # Words remembered, about 100 bytes each; all are forgotten when there are more, so memory has an end.
@@ -96,7 +96,7 @@ class ExactCount:
 
     def measure(self, pieces: Iterable[Piece]) -> list[int]:
         totals: list[int] = []
-        rare: list[str] = []
+        rare: list[list[str]] = []
         owners: list[int] = []
         known = self._known
         known.make_room()
@@ -106,12 +106,14 @@ class ExactCount:
             total = self._piece(piece, words)
             totals.append(total + sum(map(count, words)))
             if known.rare:
-                rare.append("".join(known.rare))
+                rare.append(known.rare)
                 owners.append(number)
-                known.rare.clear()
-        encoded = self._tokeniser.encode_batch_fast(rare, add_special_tokens=False) if rare else ()
-        for number, encoding in zip(owners, encoded, strict=True):
+                known.rare = []
+        texts = list(map("".join, rare))
+        encoded = self._tokeniser.encode_batch_fast(texts, add_special_tokens=False) if rare else ()
+        for number, words, encoding in zip(owners, rare, encoded, strict=True):
             totals[number] += len(encoding)
+            known.learn(words, encoding.ids)
         return totals
 
     def _piece(self, piece: Piece, words: list[str]) -> int:
@@ -162,7 +164,8 @@ class _Known(dict[str, int]):
     """Tokens of words. Half of all words never come back, so one is learnt the second time it is met; a long one never.
 
     Until then it counts as nothing here and goes to `rare`: rare words of a piece are encoded in one string, which
-    is the sum of its words as every text is, and costs half or less.
+    is the sum of its words as every text is, and costs half. Each of them is a blank and visible characters, and each
+    blank begins a token, so how many tokens each has is seen from the whole.
     """
 
     def __init__(self, tokeniser: Any, wall: str) -> None:
@@ -170,19 +173,33 @@ class _Known(dict[str, int]):
         self.rare: list[str] = []
         self._tokeniser = tokeniser
         self._wall = wall
-        self._met = bytearray(1 << _MET_BITS)  # by hash: a wrong "yes" costs a little time, never a count
+        self._met = bytearray(1 << _MET_BITS)  # by hash: a wrong "yes" costs a little memory, never a count
+        marks = (BLANK, "\u0120")  # SentencePiece's and byte-level BPE's blank
+        self._begins = frozenset(
+            number for token, number in tokeniser.get_vocab().items() if token.startswith(marks)
+        )
 
     def __missing__(self, word: str) -> int:
-        place = hash(word) & ((1 << _MET_BITS) - 1)
-        long = len(word) > LONGEST_WORD
-        if (long or not self._met[place]) and word[0] in self._wall and not word[-1].isspace():
-            self._met[place] = 1
+        if word[0] == " " and " " in self._wall and len(word.split(None, 1)[0]) == len(word) - 1:
             self.rare.append(word)
             return 0
         count = len(self._tokeniser.encode(word, add_special_tokens=False))
-        if not long:
+        if len(word) <= LONGEST_WORD:
             self[word] = count
         return count
+
+    def learn(self, words: list[str], ids: list[int]) -> None:
+        """What the tokens of rare words say about each. Nothing, if they are not what they should be."""
+        begins = [at for at, number in enumerate(ids) if number in self._begins]
+        if len(begins) != len(words):
+            return
+        begins.append(len(ids))
+        for index, word in enumerate(words):
+            place = hash(word) & ((1 << _MET_BITS) - 1)
+            if not self._met[place]:
+                self._met[place] = 1
+            elif len(word) <= LONGEST_WORD:
+                self[word] = begins[index + 1] - begins[index]
 
     def make_room(self) -> None:
         if len(self) > _REMEMBERED:

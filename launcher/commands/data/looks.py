@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trainer.conversation import Conversation, Segment
+    from trainer.data.buckets import Hand
     from trainer.data.stats import Bucket, CorpusStats, FileStats
 
 _BAR_WIDTH = 40
@@ -49,19 +50,27 @@ def stats(
 
     For a file that `vlaunch data prepare` wrote, the manifest beside it says what was dropped on the way.
     """
-    from trainer.data.forms import input_path
+    from launcher.settings import cache_dir
+    from trainer.data.buckets import at_hand, job_folder
     from trainer.data.read import read_corpus
     from trainer.data.stats import corpus_stats
 
-    paths = [input_path(name) for name in files]
-    counted = corpus_stats(read_corpus(paths), tokens=_token_count(tokeniser, template), languages=languages)
-    drops = _drops(paths)
-    if png:
-        from trainer.data.pictures import save_lengths
+    with at_hand(job_folder(cache_dir(), *files)) as hand:
+        paths = hand.inputs(files)
+        counted = corpus_stats(
+            read_corpus(paths), tokens=_token_count(tokeniser, template), languages=languages
+        )
+        drops = _drops(paths, hand)
+        if png:
+            from trainer.data.pictures import save_lengths
 
-        save_lengths(counted.total, input_path(png))
-        say(f"wrote {png}")
-    emit(ctx, {**_as_dict(counted), "drops": drops}, lambda: _as_text(counted) + _drops_text(drops))
+            picture = hand.output(png)
+            save_lengths(counted.total, picture)
+            hand.deliver(picture)
+            say(f"wrote {png}")
+    name = hand.name
+    data = {**_as_dict(counted, name), "drops": drops}
+    emit(ctx, data, lambda: _as_text(counted, name) + _drops_text(drops))
 
 
 def _token_count(tokeniser: str | None, template: str | None) -> Callable[[Conversation], int] | None:
@@ -70,26 +79,32 @@ def _token_count(tokeniser: str | None, template: str | None) -> Callable[[Conve
     from dataclasses import replace
 
     from trainer.conversation import get_template
-    from trainer.data.forms import input_path
+    from trainer.data.buckets import local_path
     from trainer.data.split import SplitSettings, Splitter
 
-    settings = SplitSettings(tokeniser=str(input_path(tokeniser)))
+    settings = SplitSettings(tokeniser=str(local_path(tokeniser)))
     return Splitter(replace(settings, template=get_template(template).name) if template else settings).count
 
 
-def _drops(paths: list[Path]) -> list[dict[str, Any]]:
+def _drops(paths: list[Path], hand: Hand) -> list[dict[str, Any]]:
     """From the manifests beside the files: what was dropped, and its share of what was read."""
     from trainer.data.manifest import read_manifest
     from trainer.data.pipeline import manifest_path
 
     found = []
     for path in paths:
-        if manifest_path(path).exists():
-            manifest = read_manifest(manifest_path(path))
+        manifest_file = hand.beside(path, manifest_path(path).name)
+        if manifest_file.exists():
+            manifest = read_manifest(manifest_file)
             read = sum(each["samples"] for each in manifest["inputs"]) or 1
             for step in manifest["steps"]:
                 for reason, number in step["reasons"].items():
-                    entry = {"file": path, "step": step["step"], "reason": reason, "samples": number}
+                    entry = {
+                        "file": hand.name(path),
+                        "step": step["step"],
+                        "reason": reason,
+                        "samples": number,
+                    }
                     found.append({**entry, "share": round(number / read, 6)})
     return found
 
@@ -99,7 +114,7 @@ def _drops_text(drops: list[dict[str, Any]]) -> str:
         return ""
     rows = [
         (
-            str(d["file"]),
+            d["file"],
             d["step"],
             d["reason"],
             f"{d['samples']:,}",
@@ -118,12 +133,12 @@ def _bar(value: int, drops: list[dict[str, Any]]) -> str:
     return bar(value, max(drop["samples"] for drop in drops), _BAR_WIDTH // 2)
 
 
-def _as_dict(counted: CorpusStats) -> dict[str, Any]:
+def _as_dict(counted: CorpusStats, name: Callable[[Path], str]) -> dict[str, Any]:
     from trainer.data.stats import histogram
 
     total = {"samples": sum(file.report.samples for file in counted.files), **counted.total.as_dict()}
     return {
-        "files": [_file_dict(file) for file in counted.files],
+        "files": [_file_dict(file, name) for file in counted.files],
         "total": {**total, "trimmed": counted.trimmed, "refused": counted.refused},
         "languages": dict(counted.total.languages.most_common()),
         "histogram": _buckets(histogram(counted.total.lengths)),
@@ -135,10 +150,10 @@ def _buckets(buckets: list[Bucket]) -> list[dict[str, int]]:
     return [{"low": b.low, "high": b.high, "conversations": b.conversations} for b in buckets]
 
 
-def _file_dict(file: FileStats) -> dict[str, Any]:
+def _file_dict(file: FileStats, name: Callable[[Path], str]) -> dict[str, Any]:
     report = file.report
     return {
-        "path": report.path,
+        "path": name(report.path),
         "container": report.container,
         "compression": report.compression,
         "forms": report.forms,
@@ -150,11 +165,11 @@ def _file_dict(file: FileStats) -> dict[str, Any]:
     }
 
 
-def _as_text(counted: CorpusStats) -> str:
+def _as_text(counted: CorpusStats, name: Callable[[Path], str]) -> str:
     columns = ["FILE", "FORMAT", "SAMPLES", "USED", "TURNS", "WORDS", "MEDIAN", "LONGEST", "CHARACTERS"]
     if counted.total.token_lengths:
         columns.append("TOKENS")
-    rows = [_row(str(file.report.path), file.report.format, file) for file in counted.files]
+    rows = [_row(name(file.report.path), file.report.format, file) for file in counted.files]
     if len(rows) > 1:
         samples = sum(file.report.samples for file in counted.files)
         rows.append(("total", "", f"{samples:,}", *_numbers(counted.total.as_dict())))
@@ -167,7 +182,7 @@ def _as_text(counted: CorpusStats) -> str:
     if counted.trimmed:
         text += f"\n{counted.trimmed:,} conversation(s) lost a last question that has no answer\n"
     refused = [
-        (str(file.report.path), reason, f"{count:,}", file.report.first_refusal[reason])
+        (name(file.report.path), reason, f"{count:,}", file.report.first_refusal[reason])
         for file in counted.files
         for reason, count in sorted(file.report.refused.items(), key=lambda item: (-item[1], item[0]))
     ]
@@ -235,12 +250,14 @@ def inspect(
     """
     from dataclasses import replace
 
+    from launcher.settings import cache_dir
     from trainer.conversation import get_template
-    from trainer.data.forms import input_path
+    from trainer.data.buckets import at_hand, job_folder, local_path
     from trainer.data.split import SplitSettings, Splitter
 
-    found = _find([input_path(each) for each in files], name, number)
-    settings = SplitSettings(tokeniser=tokeniser and str(input_path(tokeniser)))
+    with at_hand(job_folder(cache_dir(), *files)) as hand:
+        found = _find(hand.inputs(files), name, number)
+    settings = SplitSettings(tokeniser=tokeniser and str(local_path(tokeniser)))
     splitter = Splitter(replace(settings, template=get_template(template).name) if template else settings)
     segments = splitter.template.render(found)
     tokens = splitter.count(found)

@@ -28,13 +28,17 @@ seed = options.option(
 @click.pass_context
 def sample(ctx: click.Context, files: tuple[str, ...], to: str, count: int, seed: int, form: str) -> None:
     """Some conversations at random, in the order they stand."""
+    from launcher.settings import cache_dir
     from trainer.data import sampling
-    from trainer.data.forms import input_path, output_path
+    from trainer.data.buckets import at_hand, job_folder
 
-    path = output_path(to)
-    chosen = sampling.sample([input_path(name) for name in files], path, count, seed, form)
+    with at_hand(job_folder(cache_dir(), to)) as hand:
+        path = hand.output(to)
+        chosen = sampling.sample(hand.inputs(files), path, count, seed, form)
+        hand.deliver(path)
+        named = hand.name(path)
     say(f"{chosen} conversations")
-    emit(ctx, {"path": path, "conversations": chosen}, f"{path}\n")
+    emit(ctx, {"path": named, "conversations": chosen}, f"{named}\n")
 
 
 @options.verb(
@@ -60,18 +64,21 @@ def split_train_test(
     ctx: click.Context, files: tuple[str, ...], to: str, test: str, share: float, seed: int, form: str
 ) -> None:
     """Hold conversations out for evaluation; the parts of one are never on both sides."""
+    from launcher.settings import cache_dir
     from trainer.data import sampling
-    from trainer.data.forms import input_path, output_path
+    from trainer.data.buckets import at_hand, job_folder
 
-    train_path, test_path = output_path(to), output_path(test)
-    paths = [input_path(name) for name in files]
-    sides = sampling.split_train_test(paths, train_path, test_path, share, seed, form)
+    with at_hand(job_folder(cache_dir(), to, test)) as hand:
+        paths = hand.output(to), hand.output(test)
+        sides = sampling.split_train_test(hand.inputs(files), *paths, share, seed, form)
+        hand.deliver(*paths)
+        train_name, test_name = map(hand.name, paths)
     say(f"{sides.train} samples to train on, {sides.test} held out")
     data = {
-        "train": {"path": train_path, "samples": sides.train},
-        "test": {"path": test_path, "samples": sides.test},
+        "train": {"path": train_name, "samples": sides.train},
+        "test": {"path": test_name, "samples": sides.test},
     }
-    emit(ctx, data, f"{train_path}\n{test_path}\n")
+    emit(ctx, data, f"{train_name}\n{test_name}\n")
 
 
 @options.verb(

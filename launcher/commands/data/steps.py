@@ -12,7 +12,9 @@ from launcher.commands.data.progress import progress_bar
 from launcher.output import emit, say, table
 
 if TYPE_CHECKING:
+    from trainer.data.buckets import Hand
     from trainer.data.manifest import Manifest
+    from trainer.data.pipeline import Job
     from trainer.data.steps import Settings
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -209,30 +211,52 @@ STEPS: Sequence[click.Command] = (prepare, merge, clean, filter_, split, dedupe,
 
 
 def _run(ctx: click.Context, given: dict[str, Any], steps: set[str]) -> None:
-    from trainer.data.forms import input_path, output_path
-    from trainer.data.pipeline import Job, cores
+    from launcher.settings import cache_dir
+    from trainer.data.buckets import at_hand, job_folder
+    from trainer.data.pipeline import cores
     from trainer.data.pipeline import prepare as run
 
-    rejected = given["rejected"]
-    job = Job(
-        inputs=tuple(input_path(name) for name in given["files"]),
-        output=output_path(given["to"]),
-        settings=_settings(given, steps),
-        rejected=output_path(rejected) if rejected else None,
-        shard=_shard(given["shard"]),
-    )
-    with progress_bar() as watch:
+    with (
+        at_hand(job_folder(cache_dir(), given["to"], given["rejected"] or "")) as hand,
+        progress_bar() as watch,
+    ):
+        job = _job(given, steps, hand)
         manifest = run(job, given["workers"] or cores(), watch)
+        if manifest is not None:
+            hand.deliver(job.output, job.rejected, last=job.manifest)
     if manifest is None:
         say(f"this share is done; its parts wait in {job.work} for the others")
         emit(ctx, {"complete": False, "work": job.work}, "")
         return
     forms = sorted({name for each in manifest["inputs"] for name in each["forms"]})
-    say(f"read {' and '.join(forms) or 'nothing usable'}; wrote {job.output} and {job.manifest.name}")
+    say(f"read {' and '.join(forms) or 'nothing usable'}; wrote {given['to']} and {job.manifest.name}")
     emit(ctx, {"complete": True, "manifest": manifest}, lambda: summary(manifest))
 
 
-def _settings(given: dict[str, Any], steps: set[str]) -> Settings:
+def _job(given: dict[str, Any], steps: set[str], hand: Hand) -> Job:
+    from launcher.errors import UsageError
+    from trainer.data.buckets import is_remote
+    from trainer.data.pipeline import Job
+
+    if given["shard"] is not None and is_remote(given["to"]):
+        raise UsageError(
+            f"--shard needs a folder that all machines see, and {given['to']} is none",
+            hint="mount the bucket, as task_templates/data.yaml does, or leave --shard out",
+        )
+    shard, rejected = _shard(given["shard"]), given["rejected"]
+    output, settings = hand.output(given["to"]), _settings(given, steps, hand)
+    inputs = hand.inputs(given["files"])
+    return Job(
+        inputs=tuple(inputs),
+        output=output,
+        settings=settings,
+        rejected=hand.output(rejected) if rejected else None,
+        shard=shard,
+        names=tuple(map(hand.name, inputs)),
+    )
+
+
+def _settings(given: dict[str, Any], steps: set[str], hand: Hand) -> Settings:
     from trainer.data.steps import DedupeSettings, Settings
 
     dedupe = None
@@ -241,7 +265,7 @@ def _settings(given: dict[str, Any], steps: set[str]) -> Settings:
         dedupe = DedupeSettings(None) if given["exact"] else DedupeSettings(**near)
     return Settings(
         clean=_clean_settings(given, steps) if steps & {"clean", "filter"} else None,
-        questions=_questions(given.get("against") or ()),
+        questions=_questions(given.get("against") or (), hand),
         language=_language_rule(given),
         dedupe=dedupe,
         split=_split_settings(given) if "split" in steps else None,
@@ -253,8 +277,8 @@ def _settings(given: dict[str, Any], steps: set[str]) -> Settings:
 def _clean_settings(given: dict[str, Any], steps: set[str]) -> Any:
     from dataclasses import replace
 
+    from trainer.data.buckets import local_path
     from trainer.data.clean import clean_settings
-    from trainer.data.forms import input_path
 
     phrases = given.get("phrases")
     html = given.get("html", "never")
@@ -262,7 +286,7 @@ def _clean_settings(given: dict[str, Any], steps: set[str]) -> Any:
         given.get("on", ()),
         given.get("off", ()),
         html=html,
-        phrases_file=input_path(phrases) if phrases else None,
+        phrases_file=local_path(phrases) if phrases else None,
     )
     return made if "filter" in steps else replace(made, filters=frozenset())
 
@@ -276,25 +300,24 @@ def _language_rule(given: dict[str, Any]) -> Any:
     return language_rule(given["keep"], given["skip"], **threshold)
 
 
-def _questions(files: Sequence[str]) -> Any:
+def _questions(files: Sequence[str], hand: Hand) -> Any:
     if not files:
         return None
     from trainer.data.contamination import read_questions
-    from trainer.data.forms import input_path
 
-    return read_questions([input_path(name) for name in files])
+    return read_questions(hand.inputs(files))
 
 
 def _split_settings(given: dict[str, Any]) -> Any:
     from trainer.conversation import get_template
-    from trainer.data.forms import input_path
+    from trainer.data.buckets import local_path
     from trainer.data.split import SplitSettings
 
     tokeniser = given["tokeniser"]
     asked = {
         "max_length": given["max_length"],
         "template": given["template"] and get_template(given["template"]).name,
-        "tokeniser": tokeniser and str(input_path(tokeniser)),
+        "tokeniser": tokeniser and str(local_path(tokeniser)),
         "overlong": given["overlong"],
     }
     made = SplitSettings(**{key: value for key, value in asked.items() if value is not None})
