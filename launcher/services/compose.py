@@ -51,10 +51,13 @@ def write_deployment(to: Path, values: Mapping[str, str], *, force: bool) -> lis
     """
     owner = os.getuid() or _NOBODY_IN_PARTICULAR, os.getgid() or _NOBODY_IN_PARTICULAR
     wheel = write_wheel()
+    image = f"vlaunch:{wheel.name.split('-')[1].replace('+', '-')}"
+    settings = {name: _quoted(name, value) for name, value in {**values, "VLAUNCH_IMAGE": image}.items()}
     try:
         to.mkdir(parents=True, exist_ok=True)
         for name in _FOLDERS:
-            _owned(to / name, owner, made=not (to / name).exists())
+            (to / name).mkdir(mode=0o700 if name == "secrets" else 0o755, exist_ok=True)
+            _give(to / name, owner)
         done = [
             _secret(to / "secrets/service", new_secret() + "\n", owner),
             _secret(to / "secrets/api-keys", f"{new_key()} inference,admin\n", owner),
@@ -63,9 +66,9 @@ def write_deployment(to: Path, values: Mapping[str, str], *, force: bool) -> lis
             _file(to / ".dockerignore", _template("dockerignore"), force=force),
             _file(to / "Dockerfile", _template("Dockerfile"), force=force),
         ]
-        user = {"VLAUNCH_USER": f"{owner[0]}:{owner[1]}"} if not (to / ".env").exists() else {}
-        image = f"vlaunch:{wheel.name.split('-')[1].replace('+', '-')}"
-        done.append(_settings(to / ".env", {**user, **values, "VLAUNCH_IMAGE": image}))
+        if not (to / ".env").exists():
+            settings["VLAUNCH_USER"] = f"{owner[0]}:{owner[1]}"
+        done.append(_settings(to / ".env", settings))
         done.append(_file(to / "docker-compose.yml", _template("docker-compose.yml"), force=force))
     except OSError as error:
         raise NotReady(
@@ -78,7 +81,7 @@ def served(model: Model) -> dict[str, str]:
     """The values of .env that say where the containers find a model: a folder here is mounted, all else is fetched.
 
     Raises:
-        UsageError: the folder is the root of the file system, or an adapter's whose base is somewhere else.
+        UsageError: the folder is the root of the file system.
     """
     values = {"MODEL_PATH": model.source, "MODEL_NAMES": model.name}
     here = model.source.startswith(_STORE)
@@ -119,7 +122,10 @@ def _digest(text: str) -> str:
 
 
 def _settings(path: Path, values: Mapping[str, str]) -> Written:
-    """.env: its lines stay, but for those that an option asks for; what a newer version adds comes at the end."""
+    """.env: its lines stay, but for those that an option asks for; what a newer version adds comes at the end.
+
+    `values`: as they are written.
+    """
     template = _template("env")
     there = path.read_text(encoding="utf-8") if path.exists() else None
     text = template if there is None else there
@@ -127,7 +133,7 @@ def _settings(path: Path, values: Mapping[str, str]) -> Written:
     missing = [line for line in template.splitlines() if (name := _name(line)) and name not in known]
     text = "\n".join([text.rstrip("\n"), *missing]) + "\n"
     for name, value in values.items():
-        line = f"{name}={_quoted(name, value)}"
+        line = f"{name}={value}"
         text, found = re.subn(rf"(?m)^{name}=.*$", lambda match, line=line: line, text, count=1)  # type: ignore[misc]
         text += "" if found else f"{line}\n"
     if text == there:
@@ -151,12 +157,13 @@ def _quoted(name: str, value: str) -> str:
 
 
 def _secret(path: Path, text: str, owner: tuple[int, int]) -> Written:
-    if path.exists():
+    there = path.exists()
+    if there:
         read_private(path)
-        return Written(path, "as it was")
-    write_private(path, text)
-    _owned(path, owner, made=True)
-    return Written(path, "written")
+    else:
+        write_private(path, text)
+    _give(path, owner)
+    return Written(path, "as it was" if there else "written")
 
 
 def _wheel(to: Path, wheel: Path) -> Written:
@@ -171,9 +178,7 @@ def _wheel(to: Path, wheel: Path) -> Written:
     return Written(path, "updated" if old else "written")
 
 
-def _owned(path: Path, owner: tuple[int, int], *, made: bool) -> None:
-    """A folder or file of the containers' user; what was there before keeps its owner."""
-    if not path.exists():
-        path.mkdir(mode=0o700 if path.name == "secrets" else 0o755)
-    if made and os.getuid() == 0:
+def _give(path: Path, owner: tuple[int, int]) -> None:
+    """What is root's becomes the containers' user's; what belongs to somebody else stays."""
+    if path.stat().st_uid == 0:
         os.chown(path, *owner)

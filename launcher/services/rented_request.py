@@ -24,6 +24,11 @@ from launcher.services.model import Model
 from launcher.services.render import Cargo, render_controller, render_worker
 from launcher.services.rented import Rented
 from launcher.services.request import api_words, controller_address, engine_words, own_keys
+from launcher.render_serving import Cargo, render_controller, render_worker
+from launcher.rented import KEYS_VARIABLE, Rented
+from launcher.serve_model import Model
+from launcher.serve_request import api_words, controller_address, engine_words, own_keys
+from launcher.services import new_name
 from launcher.shipment import ADDRESSES, SECRETS, STORES
 from launcher.values import Gpus, Infra
 from launcher.wheel import wheel_path
@@ -61,49 +66,46 @@ def rent(model: Model, given: Mapping[str, Any]) -> RentedRequest:
     join = controller_address(given["controller_ip"])
     if join is None and given["secret_file"]:
         raise UsageError("--secret-file is for --controller-ip", hint="a new service makes its own secret")
-    secret_file = Path(given["secret_file"]) if given["secret_file"] else None
-    name = given["name"] or new_name(model.name)
-    client_name = given["model_name"] or model.name
+    secret = (
+        read_secret(Path(given["secret_file"]) if given["secret_file"] else None).decode() if join else None
+    )
     catalog = Catalog(Path(given["catalog"]) if given["catalog"] else None)
     plan = _plan(model, given, catalog)
-    controller = _cargo(model, "controller", given["engine"])
-    port, controller_port = given["port"] or API_PORT, given["controller_port"] or CONTROLLER_PORT
-    options = engine_words(given if plan is None else {**given, "num_gpus": _count(plan)})
-    if plan is None:
-        options = [*options, "--device", _CPU] if given["device"] != _CPU else options
-    rented = Rented(
-        name=name,
-        model=client_name,
-        join=join,
-        port=port,
-        controller=None
-        if join
-        else render_controller(
-            f"{name}-controller",
-            _place(given["infra"], plan),
-            port,
-            controller_port,
-            api_words(given),
-            controller,
-        ),
-        controller_port=controller_port,
-        workers=tuple(
-            render_worker(
-                f"{name}-worker-{number}",
-                model.source,
-                client_name,
-                options,
-                plan.candidates if plan else _cpu_places(given["infra"]),
-                join,
-                _cargo(model, "worker", given["engine"]),
-            )
-            for number in range(given["workers"])
-        ),
-    )
-    secret = read_secret(secret_file).decode() if join else None
     price = plan.candidates[0].usd_per_hour if plan and plan.candidates else None
     return RentedRequest(
-        rented, plan, secret, own_keys(given), None if price is None else price * given["workers"]
+        rented=_rented(model, given, plan, join),
+        plan=plan,
+        secret=secret,
+        keys=own_keys(given),
+        usd_per_hour=None if price is None else price * given["workers"],
+    )
+
+
+def _rented(model: Model, given: Mapping[str, Any], plan: ServePlan | None, join: str | None) -> Rented:
+    """The tasks of the service."""
+    name, client_name = given["name"] or new_name(model.name), given["model_name"] or model.name
+    port, controller_port = given["port"] or API_PORT, given["controller_port"] or CONTROLLER_PORT
+    places = plan.candidates if plan else _cpu_places(given["infra"])
+    options = engine_words(given if plan is None else {**given, "num_gpus": _count(plan)})
+    cargo = _worker_cargo(model, given["engine"])
+    workers = tuple(
+        render_worker(f"{name}-worker-{number}", model.source, client_name, options, places, join, cargo)
+        for number in range(given["workers"])
+    )
+    controller = None
+    if join is None:
+        where = _place(given["infra"], plan)
+        controller = render_controller(
+            f"{name}-controller", where, port, controller_port, api_words(given), _controller_cargo()
+        )
+    return Rented(
+        name=name,
+        model=client_name,
+        controller=controller,
+        workers=workers,
+        port=port,
+        controller_port=controller_port,
+        join=join,
     )
 
 
@@ -198,15 +200,25 @@ def _cpu_places(places: Sequence[Infra]) -> list[Candidate]:
     ]
 
 
-def _cargo(model: Model, part: str, engine: str) -> Cargo:
-    secrets = [SECRET_VARIABLE, *(["VLAUNCH_API_KEYS"] if part == "controller" else [])]
-    if part == "controller":
-        return Cargo(wheel_path(), ("serve",), ("serving", "starlette", "uvicorn", "aiohttp"), tuple(secrets))
-    made_by = {"vllm": ("vllm",)}.get(engine, ("torch", "transformers"))
-    modules = ["serving", "uvicorn", "aiohttp", *made_by]
+def _controller_cargo() -> Cargo:
+    modules = ("serving", "starlette", "uvicorn", "aiohttp")
+    return Cargo(wheel_path(), ("serve",), modules, (SECRET_VARIABLE, KEYS_VARIABLE))
+
+
+def _worker_cargo(model: Model, engine: str) -> Cargo:
+    modules = [
+        "serving",
+        "uvicorn",
+        "aiohttp",
+        *(("vllm",) if engine == "vllm" else ("torch", "transformers")),
+    ]
     if needed := STORES.get(model.source.partition("://")[0]):
         modules.append(needed)
-    secrets += [name for name in SECRETS if os.environ.get(name) and name != "WANDB_API_KEY"]
-    envs = {name: os.environ[name] for name in ADDRESSES if os.environ.get(name)}
-    extras = ("serve", "vllm" if engine == "vllm" else "train")
-    return Cargo(wheel_path(), extras, tuple(modules), tuple(secrets), envs)
+    secrets = [name for name in SECRETS if os.environ.get(name) and name != "WANDB_API_KEY"]
+    return Cargo(
+        wheel=wheel_path(),
+        extras=("serve", "vllm" if engine == "vllm" else "train"),
+        modules=tuple(modules),
+        secrets=(SECRET_VARIABLE, *secrets),
+        envs={name: os.environ[name] for name in ADDRESSES if os.environ.get(name)},
+    )

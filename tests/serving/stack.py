@@ -185,9 +185,9 @@ def texts(events: list[Any]) -> str:
     return "".join(c["delta"]["content"] for e in events if isinstance(e, dict) for c in e.get("choices", []))
 
 
-def wait_until(true: Callable[[], Any]) -> None:
+def wait_until(true: Callable[[], Any], patience_s: float = PATIENCE_S) -> None:
     """Looks again and again: for what happens in another process, where there is nothing to wait on."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not true():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.02)

@@ -241,8 +241,9 @@ def test_every_service_runs_as_the_file_says_and_a_trained_model_answers_a_chat(
         .replace("=tiny", "=trained")
     )
     programs = {name: machine.start(name) for name in ("controller", "api", "worker-cpu")}
-    for name in programs:
-        wait_until(lambda name=name: machine.healthy(name) or programs[name].poll() is not None)  # type: ignore[misc]
+    for name, process in programs.items():
+        # A worker imports torch: seconds, on a loaded machine many.
+        wait_until(lambda n=name, p=process: machine.healthy(n) or p.poll() is not None, 120)  # type: ignore[misc]
         assert machine.healthy(name), machine.log(name).read_text()
 
     key = (machine.folder / "secrets/api-keys").read_text().split()[0]
