@@ -17,11 +17,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from launcher.attempts import box_at_work, open_attempts
 from launcher.clouds.base import is_live
 from launcher.errors import NotReady, Problem, RemoteJobFailed, VlaunchError, require_extra
 from launcher.render import job_name, trusted_task
-from launcher.runs.attempts import open_attempts
+from launcher.runs.attempts import box_at_work, open_attempts
 from launcher.shipment import pack
 from launcher.spot.plugin import STRATEGY, strategy
 from launcher.wheel import write_wheel

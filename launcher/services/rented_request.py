@@ -13,22 +13,14 @@ from launcher.errors import NotReady, UsageError, require_extra
 from launcher.planning.catalog import OWN, Catalog
 from launcher.planning.fit import Model as Sizes
 from launcher.planning.fit import model_of
+from launcher.planning.places import Candidate
 from launcher.planning.serving import ServePlan, ServeRequest, cheapest_cards, make_serve_plan
-from launcher.fit import Model as Sizes
-from launcher.fit import model_of
-from launcher.places import Candidate
-from launcher.plan_serving import ServePlan, ServeRequest, cheapest_cards, make_serve_plan
 from launcher.render import infra
 from launcher.services.here import new_name
 from launcher.services.model import Model
 from launcher.services.render import Cargo, render_controller, render_worker
-from launcher.services.rented import Rented
+from launcher.services.rented import KEYS_VARIABLE, Rented
 from launcher.services.request import api_words, controller_address, engine_words, own_keys
-from launcher.render_serving import Cargo, render_controller, render_worker
-from launcher.rented import KEYS_VARIABLE, Rented
-from launcher.serve_model import Model
-from launcher.serve_request import api_words, controller_address, engine_words, own_keys
-from launcher.services import new_name
 from launcher.shipment import ADDRESSES, SECRETS, STORES
 from launcher.values import Gpus, Infra
 from launcher.wheel import wheel_path

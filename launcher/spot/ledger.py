@@ -12,12 +12,10 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from launcher.attempts import box_at_work, open_attempts
-from launcher.costs import cost_report
 from launcher.launch import from_events
 from launcher.planning.plan import Candidate
 from launcher.render import infra, use_spot
-from launcher.runs.attempts import open_attempts
+from launcher.runs.attempts import box_at_work, open_attempts
 from launcher.runs.costs import cost_report
 from launcher.spot.policy import order, remember
 from trainer.artifacts.journal import Journal, RunEvent, read_journal

@@ -227,7 +227,7 @@ def test_the_cheapest_card_that_fits_is_chosen(vlaunch: Vlaunch) -> None:
 
 def test_a_runs_cards_are_chosen_by_the_sizes_of_its_export(isolated: Path) -> None:
 
-    from launcher.rented_request import _sizes
+    from launcher.services.rented_request import _sizes
     from tests.trainer.runs import create_run, write_corpus
     from trainer.artifacts.layout import export_key
     from trainer.artifacts.store import open_store
