@@ -182,8 +182,6 @@ def _place(places: Sequence[Infra], plan: ServePlan | None) -> str:
 
 def _cpu_places(places: Sequence[Infra]) -> list[Candidate]:
     """Places without a card, in the order given; SkyPilot finds the machine."""
-    from launcher.planning.places import Candidate
-
     return [
         Candidate(
             place.cloud, place.region or "", place.zone or "", "", "on-demand", None, None, None, "none"
