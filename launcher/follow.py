@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.clouds.base import Cloud, is_live, open_cloud
+from launcher.clouds.base import Cloud, is_live
 from launcher.errors import (
     LimitReached,
     NotReady,
@@ -24,12 +24,11 @@ from launcher.errors import (
     UsageError,
     VlaunchError,
 )
-from launcher.launch import from_events
+from launcher.launch import cloud_of_run
 from launcher.output import animated, console, emit, say
 from launcher.render import run_uri
 from launcher.runview import RunRecord, RunView, State, read_run, state_of, view
-from trainer.artifacts.journal import RunEvent, read_journal
-from trainer.artifacts.store import open_store
+from trainer.artifacts.journal import RunEvent
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -169,14 +168,6 @@ def _looks(
         if not live:
             return
         time.sleep(min(_LONGEST_PAUSE_S, max(_LOOK_S, (time.monotonic() - began) / _SHARE)))
-
-
-def cloud_of_run(store: str, name: str) -> Cloud:
-    """The cloud that looks after a run, from its journal; this machine for one that is not created yet."""
-    events = read_journal(open_store(run_uri(store, name)))
-    return open_cloud(
-        from_events(events).cloud if any(event.kind == "created" for event in events) else "local"
-    )
 
 
 @contextmanager

@@ -10,10 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.clouds.base import Cloud, open_cloud
 from launcher.plan import Candidate, Plan
+from launcher.render import run_uri
 from launcher.spot.market import Interval, Market, OnDemand, Traces
 from launcher.spot.trace import load_trace
-from trainer.artifacts.journal import RunEvent
+from trainer.artifacts.journal import RunEvent, read_journal
+from trainer.artifacts.store import open_store
 from trainer.errors import UsageError
 
 _ZONE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -94,3 +97,11 @@ def from_events(events: list[RunEvent]) -> Launch:
         if event.kind == "limits":
             raw |= event.data
     return Launch(**raw)
+
+
+def cloud_of_run(store: str, name: str) -> Cloud:
+    """The cloud that looks after a run, from its journal; this machine for one that is not created yet."""
+    events = read_journal(open_store(run_uri(store, name)))
+    return open_cloud(
+        from_events(events).cloud if any(event.kind == "created" for event in events) else "local"
+    )

@@ -16,10 +16,10 @@ from datetime import UTC, datetime
 
 from launcher.clouds.base import is_live
 from launcher.errors import UsageError
-from launcher.follow import cloud_of_run
+from launcher.launch import cloud_of_run
 from launcher.runview import SILENCE, RunView, State, read_run, view
-from trainer.artifacts.fencing import claim, collect_garbage
-from trainer.artifacts.garbage import GarbageReport, find_garbage, sweep
+from trainer.artifacts.fencing import claim
+from trainer.artifacts.garbage import GarbageReport, collect_garbage, find_garbage, sweep
 from trainer.artifacts.layout import CONFIG, parse_manifest_key
 from trainer.artifacts.metrics import EvalRecord
 from trainer.artifacts.store import Store, open_store

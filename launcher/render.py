@@ -25,6 +25,8 @@ _ZONE_ID = re.compile(r".*-az\d+")
 # What may come from a stored task: how large a machine and where. All else is this program's own.
 _SIZES = ("accelerators", "cpus", "disk_size", "instance_type", "memory")
 _PLACE = ("infra", "use_spot", *_SIZES)
+# What a machine needs only where it makes the run; here the run is in its store already.
+_TO_MAKE_A_RUN = ("MODEL_SIZE", "TRAIN_DATA", "VLAUNCH_STORE", "TRAIN_OPTIONS")
 # Where our wheel lies on a machine.
 _WHEELS = "~/.vlaunch"
 
@@ -85,6 +87,8 @@ def _ours(run_uri: str, shipment: Shipment) -> dict[str, Any]:
     """The template for one run, with what this computer sends along."""
     task: dict[str, Any] = yaml.safe_load(task_templates.load("train"))
     task["name"] = job_name(run_uri)
+    for made_there in _TO_MAKE_A_RUN:
+        del task["envs"][made_there]
     task["envs"] |= {"VLAUNCH_RUN": run_uri, **shipment.envs}
     task["resources"]["job_recovery"]["strategy"] = shipment.strategy
     if shipment.wheel is not None:

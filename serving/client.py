@@ -95,7 +95,7 @@ class Api:
             ) from None
         except (OSError, http.client.HTTPException) as error:
             raise NotReady(
-                f"{shown} cannot be reached: {error}", hint="vlaunch serve starts one; --url"
+                f"{shown} cannot be reached: {error}", hint="vlaunch serve starts one; --url names another"
             ) from None
         finally:
             connection.close()

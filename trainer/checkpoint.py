@@ -29,10 +29,12 @@ from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from trainer.artifacts.fencing import Lease, collect_garbage, newest_epoch
+from trainer.artifacts.fencing import Lease
+from trainer.artifacts.garbage import collect_garbage
 from trainer.artifacts.journal import Journal
 from trainer.artifacts.manifest import Manifest, put_blob
 from trainer.artifacts.pace import Pace
+from trainer.artifacts.validity import newest_epoch
 from trainer.cadence import Cadence
 from trainer.errors import Fenced, StoreError, VlaunchError
 from trainer.parallel import Sharded, World

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from trainer import export as exporting
-from trainer.artifacts.fencing import valid_manifests
+from trainer.artifacts.validity import valid_manifests
 from trainer.checkpoint import restore
 from trainer.conversation import get_template
 from trainer.errors import Preempted, StoreError

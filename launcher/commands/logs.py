@@ -17,7 +17,7 @@ def command(run: str, store: str, follow: bool) -> None:
     RUN may also be a service of this computer.
     """
     from launcher import services
-    from launcher.follow import cloud_of_run
+    from launcher.launch import cloud_of_run
     from launcher.render import run_uri
     from launcher.runview import find_run
 

@@ -20,7 +20,8 @@ def command(ctx: click.Context, run: str, store: str) -> None:
     from datetime import UTC, datetime
 
     from launcher import services
-    from launcher.follow import cloud_of_run, wait_until_left
+    from launcher.follow import wait_until_left
+    from launcher.launch import cloud_of_run
     from launcher.render import run_uri
     from launcher.runview import find_run, read_run, view
 

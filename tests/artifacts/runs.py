@@ -9,18 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.artifacts.stores import Operation
-from trainer.artifacts.fencing import (
-    Lease,
-    claim,
-    collect_garbage,
-    is_valid,
-    newest_epoch,
-    start_records,
-    valid_manifests,
-)
+from trainer.artifacts.fencing import Lease, claim
+from trainer.artifacts.garbage import collect_garbage
 from trainer.artifacts.layout import parse_manifest_key
 from trainer.artifacts.manifest import FileEntry, Manifest, fetch_verified, put_blob
 from trainer.artifacts.store import Store
+from trainer.artifacts.validity import is_valid, newest_epoch, start_records, valid_manifests
 from trainer.errors import CorruptObject, Fenced, MissingKey, StoreError
 
 STEP = 10

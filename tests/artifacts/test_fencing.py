@@ -8,18 +8,12 @@ import pytest
 
 from tests.artifacts.runs import Attempt, Disk, Habits, Observer, begin, checkpoint, steps
 from tests.artifacts.stores import Fate, MemoryStore, Operation, Writer
-from trainer.artifacts.fencing import (
-    claim,
-    collect_garbage,
-    is_valid,
-    newest_epoch,
-    start_records,
-    starts,
-    valid_manifests,
-)
+from trainer.artifacts.fencing import claim
+from trainer.artifacts.garbage import collect_garbage
 from trainer.artifacts.layout import epoch_start_key, manifest_key
 from trainer.artifacts.manifest import FileEntry, Manifest, put_blob
 from trainer.artifacts.store import Store
+from trainer.artifacts.validity import is_valid, newest_epoch, start_records, starts, valid_manifests
 from trainer.errors import CorruptObject, Fenced, StoreError
 
 

@@ -8,10 +8,12 @@ import pytest
 
 from tests.artifacts.runs import Disk, begin, checkpoint, steps
 from tests.artifacts.stores import InterceptedStore, MemoryStore, Operation
-from trainer.artifacts.fencing import Lease, claim, collect_garbage, valid_manifests
+from trainer.artifacts.fencing import Lease, claim
+from trainer.artifacts.garbage import collect_garbage
 from trainer.artifacts.layout import CONFIG, EXPORT_MANIFEST, cache_key, manifest_key
 from trainer.artifacts.local import LocalStore
 from trainer.artifacts.manifest import put_blob
+from trainer.artifacts.validity import valid_manifests
 from trainer.errors import Fenced
 
 

@@ -25,11 +25,12 @@ from hypothesis.stateful import (
 
 from tests.artifacts.runs import LAST, Attempt, Disk, Habits, Observer, Violation
 from tests.artifacts.stores import Fate, MemoryStore, Operation, Writer
-from trainer.artifacts.fencing import Lease, claim, newest_epoch, valid_manifests
+from trainer.artifacts.fencing import Lease, claim
 from trainer.artifacts.layout import BLOBS
 from trainer.artifacts.local import LocalStore
 from trainer.artifacts.manifest import Manifest
 from trainer.artifacts.store import Store
+from trainer.artifacts.validity import newest_epoch, valid_manifests
 
 EXPLORE = settings(
     derandomize=True,  # the same choices every time: a failure in CI is a failure here

@@ -11,10 +11,12 @@ import pytest
 
 from tests.artifacts.runs import Disk, Observer, checkpoint
 from tests.artifacts.stores import InterceptedStore, MemoryStore, Operation
-from trainer.artifacts.fencing import claim, collect_garbage, valid_manifests
+from trainer.artifacts.fencing import claim
+from trainer.artifacts.garbage import collect_garbage
 from trainer.artifacts.local import LocalStore
 from trainer.artifacts.manifest import fetch_verified
 from trainer.artifacts.store import Store
+from trainer.artifacts.validity import valid_manifests
 from trainer.errors import StoreError
 
 STEPS = (10, 20, 30)

@@ -14,12 +14,13 @@ import pytest
 from launcher.clouds.local import LocalCloud
 from launcher.clouds.local_keeper import LOCK
 from tests.artifacts.runs import Disk, begin, checkpoint, steps
-from trainer.artifacts.fencing import Lease, valid_manifests
+from trainer.artifacts.fencing import Lease
 from trainer.artifacts.journal import Journal
 from trainer.artifacts.layout import CONFIG, EXPORT_MANIFEST
 from trainer.artifacts.local import LocalStore
 from trainer.artifacts.manifest import fetch_verified, put_blob
 from trainer.artifacts.metrics import EvalRecord, MetricsWriter
+from trainer.artifacts.validity import valid_manifests
 from trainer.config import parse_config
 from trainer.errors import Fenced
 

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from tests.trainer.boxes import run_box
 from tests.trainer.killing import Death, live
 from tests.trainer.runs import create_run
-from trainer.artifacts.fencing import valid_manifests
 from trainer.artifacts.manifest import fetch_verified
 from trainer.artifacts.store import open_store
+from trainer.artifacts.validity import valid_manifests
 from trainer.checkpoint import restore
 from trainer.config import TrainConfig
 from trainer.fsdp import FullyShardedModel

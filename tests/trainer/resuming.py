@@ -12,10 +12,10 @@ from tests.trainer.killing import LONGEST_LIFE_S, Death, begin, kill_group, live
 from tests.trainer.on_servers import Server, exported_hashes
 from tests.trainer.runs import create_run
 from tests.trainer.test_exact_resume import numbers
-from trainer.artifacts.fencing import valid_manifests
 from trainer.artifacts.journal import read_journal
 from trainer.artifacts.local import LocalStore
 from trainer.artifacts.store import open_store
+from trainer.artifacts.validity import valid_manifests
 
 
 class Whole:

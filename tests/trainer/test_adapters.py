@@ -21,11 +21,11 @@ from tests.trainer.counting import PROMPTS, Finished, finish, greedy, trained_mo
 from tests.trainer.killing import Death
 from tests.trainer.networks import llama
 from trainer import adapters, attention, quantize
-from trainer.artifacts.fencing import valid_manifests
 from trainer.artifacts.layout import EXPORT_MANIFEST
 from trainer.artifacts.manifest import fetch_verified, hash_file
 from trainer.artifacts.metrics import read_metrics
 from trainer.artifacts.store import open_store
+from trainer.artifacts.validity import valid_manifests
 from trainer.config import LoraSection, TrainConfig
 from trainer.conversation import Turn, get_template
 from trainer.errors import ConfigError, NotReady

@@ -14,9 +14,9 @@ import pytest
 from tests.trainer.killing import Death, live
 from tests.trainer.runs import create_run, write_corpus
 from tests.trainer.test_exact_resume import exported, numbers
-from trainer.artifacts.fencing import valid_manifests
 from trainer.artifacts.journal import read_journal
 from trainer.artifacts.store import open_store
+from trainer.artifacts.validity import valid_manifests
 from trainer.config import TrainConfig, parse_config
 from trainer.errors import ConfigError
 from trainer.methods import KINDS, SPREADS, Kind, Spread, impossible, refuse_impossible

@@ -13,11 +13,11 @@ import pytest
 
 from tests.trainer.nodes import Machine, start, until
 from tests.trainer.runs import create_run, write_corpus
-from trainer.artifacts.fencing import valid_manifests
 from trainer.artifacts.journal import RunEvent, read_journal
 from trainer.artifacts.layout import JOURNAL, parse_journal_key
 from trainer.artifacts.metrics import read_metrics
 from trainer.artifacts.store import open_store
+from trainer.artifacts.validity import valid_manifests
 
 STEPS = 60
 

@@ -14,13 +14,13 @@ from tests.artifacts.stores import MemoryStore
 from tests.trainer.killing import LONGEST_LIFE_S, Death, begin_box, live
 from tests.trainer.runs import create_run, write_corpus
 from tests.trainer.test_exact_resume import numbers
-from trainer.artifacts.fencing import collect_garbage, valid_manifests
-from trainer.artifacts.garbage import collect_copies
+from trainer.artifacts.garbage import collect_copies, collect_garbage
 from trainer.artifacts.journal import RunEvent, read_journal
 from trainer.artifacts.local import LocalStore
 from trainer.artifacts.manifest import put_blob
 from trainer.artifacts.sources import Sources, distance
 from trainer.artifacts.store import open_store
+from trainer.artifacts.validity import valid_manifests
 from trainer.config import Replica, StoreSection
 from trainer.errors import CorruptObject, MissingKey, UsageError
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tests.trainer.killing import Death, live
 from tests.trainer.runs import create_run, write_corpus
 from tests.trainer.test_exact_resume import exported, numbers
-from trainer.artifacts.fencing import valid_manifests
 from trainer.artifacts.journal import read_journal
 from trainer.artifacts.metrics import EvalRecord, read_metrics
 from trainer.artifacts.store import open_store
+from trainer.artifacts.validity import valid_manifests
 from trainer.config import parse_config
 from trainer.errors import ConfigError
 from trainer.standing import Standing

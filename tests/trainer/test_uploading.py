@@ -11,13 +11,13 @@ from tests.artifacts.stores import MemoryStore
 from tests.trainer.killing import Death, live
 from tests.trainer.runs import create_run, write_corpus
 from tests.trainer.test_exact_resume import numbers
-from trainer.artifacts.fencing import valid_manifests
 from trainer.artifacts.journal import RunEvent, read_journal
 from trainer.artifacts.local import LocalStore
 from trainer.artifacts.manifest import put_blob
 from trainer.artifacts.metrics import read_metrics
 from trainer.artifacts.pace import Pace
 from trainer.artifacts.store import open_store
+from trainer.artifacts.validity import valid_manifests
 from trainer.errors import StoreError
 from trainer.parallel import joined
 from trainer.shortage import in_trials

@@ -28,37 +28,18 @@ import secrets
 import threading
 from collections.abc import Iterator
 
-from trainer.artifacts.garbage import GarbageReport, collect_garbage
 from trainer.artifacts.layout import EPOCHS, epoch_key, epoch_start_key
 from trainer.artifacts.manifest import FileEntry, Manifest
 from trainer.artifacts.store import Store
 from trainer.artifacts.validity import (
-    Start,
     blob_sizes,
     epochs,
-    is_valid,
     newest_epoch,
     read_complete,
-    start_records,
-    starts,
     valid_keys,
-    valid_manifests,
     what_is_missing,
 )
 from trainer.errors import Fenced, StoreError
-
-__all__ = [
-    "GarbageReport",
-    "Lease",
-    "Start",
-    "claim",
-    "collect_garbage",
-    "is_valid",
-    "newest_epoch",
-    "start_records",
-    "starts",
-    "valid_manifests",
-]
 
 _VOID = b'{"void": true}\n'
 _CLAIM_TRIES = 100  # each lost try means that another attempt claimed; a hundred in a row is a fault
