@@ -11,6 +11,7 @@ Light: the laptop raises and catches these too, so nothing here may import torch
     |- StoreError       exit 1   the store refused, lost or does not have something
     |  |- MissingKey
     |  |- CorruptObject          bytes that do not match their hash
+    |  |- StoreAway              it does not answer, or says "later"; asked for long enough already
     |  `- StoreRefused  exit 3   credentials, permissions or the bucket: asking again does not help
     |- Fenced           exit 1   a newer attempt owns the run: this one must stop
     |- RemoteJobFailed  exit 4   the job itself failed where it ran
@@ -69,6 +70,10 @@ class MissingKey(StoreError):
 
 class CorruptObject(StoreError):
     """An object's bytes do not match the hash that its manifest gives."""
+
+
+class StoreAway(StoreError):
+    """The store does not answer, or asks for patience. Nothing is wrong with the request: it may work in a while."""
 
 
 class StoreRefused(StoreError):

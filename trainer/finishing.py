@@ -87,7 +87,8 @@ def _make_durable(brief: Brief, job: Job, step: int) -> None:
                 depart(brief, job, step)
             if over:
                 raise StoreError(
-                    f"training is done, but its last step could not be stored for {_PATIENCE_S:.0f} s"
+                    f"training is done, but its last step could not be stored for {_PATIENCE_S:.0f} s",
+                    hint="vlaunch resume repeats what is not durable, when the store works again",
                 )
             time.sleep(_PAUSE_S)
 

@@ -30,6 +30,7 @@ from trainer.errors import (
     Fenced,
     MissingKey,
     Preempted,
+    StoreAway,
     UsageError,
     VlaunchError,
 )
@@ -46,6 +47,10 @@ if TYPE_CHECKING:
     from trainer.rank import Brief
 
 log = logging.getLogger("trainer")
+
+# How long a store that is away is waited for before anything is done (as at the end of a run), and between two looks,
+# each of which is patient by itself.
+_PATIENCE_S, _PAUSE_S = 900.0, 1.0
 
 _LEFT = Report("left", Preempted.exit_code, "told to leave this machine before there was anything to save")
 _HALTED = Report("halted", Preempted.exit_code, "ended by another node")
@@ -171,13 +176,25 @@ class Attempt:
 
     def _config(self) -> TrainConfig:
         try:
-            data = self.store.get(CONFIG)
+            data = self._first_look(CONFIG)
         except MissingKey:
             raise UsageError(
                 f"there is no run at {self.store.uri}",
                 hint="the URI ends in runs/NAME; vlaunch runs lists them",
             ) from None
         return decode_config(data, f"{self.store.uri}/{CONFIG}")
+
+    def _first_look(self, key: str) -> bytes:
+        """A store that is away when a machine comes up is waited for: to give up would end the run for good."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                return self.store.get(key)
+            except StoreAway as error:
+                if time.monotonic() > deadline:
+                    raise
+                log.warning("waiting for the store: %s", error.message)
+                time.sleep(_PAUSE_S)
 
     def _run_ranks(
         self, config: TrainConfig, lease: Lease, inputs: Inputs, resumed: Manifest | None, size: int

@@ -33,8 +33,9 @@ from trainer.artifacts.journal import RunEvent
 if TYPE_CHECKING:
     from rich.live import Live
 
-# Reading a run costs a listing and some reads; never spend more than a tenth of the time on it.
-_LOOK_S, _SHARE = 0.5, 0.1
+# Reading a run costs a listing and some reads: no more than a tenth of the time is spent on it, where the store is
+# not very slow or away.
+_LOOK_S, _SHARE, _LONGEST_PAUSE_S = 0.5, 0.1, 10.0
 _LINE_EVERY_S = 5.0  # between two progress lines where nothing can be redrawn
 
 
@@ -166,7 +167,7 @@ def _looks(
             yield record, view(record, datetime.now(UTC))
         if not live:
             return
-        time.sleep(max(_LOOK_S, (time.monotonic() - began) / _SHARE))
+        time.sleep(min(_LONGEST_PAUSE_S, max(_LOOK_S, (time.monotonic() - began) / _SHARE)))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from trainer.artifacts.connections import in_parallel
 from trainer.artifacts.patience import Fault, Kind, Patience, Tries
 from trainer.artifacts.slices import Slice, arriving, opened, write_at
 from trainer.artifacts.store import SINGLE_WRITER, Entry, check_key, check_prefix, is_key
-from trainer.errors import CorruptObject, MissingKey, StoreError, StoreRefused, UsageError
+from trainer.errors import CorruptObject, MissingKey, StoreAway, StoreError, StoreRefused, UsageError
 
 T = TypeVar("T")
 
@@ -309,7 +309,7 @@ class BucketStore(ABC):
             fault = Fault(Kind.REFUSED, f"there is no bucket {self.bucket}", "create it, or correct --store")
         kinds = {Kind.EXISTS: _Exists, Kind.CORRUPT: CorruptObject, Kind.REFUSED: StoreRefused}
         said = f"cannot {doing} {key} {_WHERE[doing]} {self.uri}: {fault.said}"
-        return kinds.get(fault.kind, StoreError)(said, hint=fault.hint)
+        return kinds.get(fault.kind, StoreAway if fault.passes else StoreError)(said, hint=fault.hint)
 
 
 class _Exists(StoreError):

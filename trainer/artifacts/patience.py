@@ -43,9 +43,14 @@ class Fault:
     said: str
     hint: str | None = None
     again: bool = False  # the same request may succeed in a moment
-    most_tries: int = 1_000_000  # of this kind: more do not help
+    most_tries: int | None = None  # of this kind: more do not help
     wait_s: float = 0.0  # what the service asked for
     new_client: bool = False  # the next request reads the credentials again
+
+    @property
+    def passes(self) -> bool:
+        """However long it has lasted, it may be over in a while."""
+        return self.again and self.most_tries is None
 
 
 class Tries:
@@ -62,7 +67,7 @@ class Tries:
             self._alike.clear()
         self._failed += 1
         self._alike[fault.said] += 1
-        if not fault.again or self._alike[fault.said] >= fault.most_tries:
+        if not fault.again or (fault.most_tries and self._alike[fault.said] >= fault.most_tries):
             return None
         patience = self._patience
         longest = min(patience.longest_wait_s, patience.first_wait_s * 2.0 ** min(self._failed - 1, 30))

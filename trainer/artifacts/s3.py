@@ -73,8 +73,8 @@ class S3Store(BucketStore):
             client = session.client("s3", config=config)
             if client.meta.endpoint_url.startswith("https:") and _sums(client):
                 # As boto3 does it with its own checksums: what TLS guards is not hashed again for the signature.
-                told = {"payload_signing_enabled": False} | (client.meta.config.s3 or {})
-                client = session.client("s3", config=config.merge(Config(s3=told)))
+                chosen = {"payload_signing_enabled": False} | (client.meta.config.s3 or {})
+                client = session.client("s3", config=config.merge(Config(s3=chosen)))
             return client
         except ValueError as error:
             if isinstance(error, broken.BotoCoreError):
