@@ -21,6 +21,7 @@ from typing import Any
 from sky import exceptions, global_user_state
 from sky.jobs import recovery_strategy, state, utils
 from sky.server import plugins
+from sky.server.requests.queues import mp_queue
 from sky.utils import context, registry
 
 from launcher import __version__
@@ -28,6 +29,7 @@ from launcher.plan import Candidate
 from launcher.render import infra, use_spot
 from launcher.shipment import ADDRESSES, SECRETS
 from launcher.spot.ledger import Ledger
+from launcher.spot.leftovers import end_leftovers
 from launcher.spot.plugin import STRATEGY
 
 log = logging.getLogger("sky.vlaunch")
@@ -40,7 +42,10 @@ _SAVED_S = 2.0
 
 
 class Plugin(plugins.BasePlugin):
-    """Registers the strategy in every process of the server that may meet its name or run it."""
+    """Registers the strategy in every process of the server that may meet its name or run it.
+
+    A server that starts also ends what a killed one has left.
+    """
 
     @property
     def name(self) -> str:
@@ -54,6 +59,9 @@ class Plugin(plugins.BasePlugin):
         if STRATEGY.lower() not in registry.JOBS_RECOVERY_STRATEGY_REGISTRY:
             register = registry.JOBS_RECOVERY_STRATEGY_REGISTRY.type_register(name=STRATEGY, default=False)
             register(Strategy)
+        if extension_context.context is plugins.PluginContext.MAIN:
+            for pid in end_leftovers(mp_queue.get_queue_manager_port()):
+                log.warning("process %d of a server that was killed is ended", pid)
 
 
 class Strategy(recovery_strategy.FailoverStrategyExecutor):
