@@ -18,6 +18,7 @@ import re
 import shlex
 from typing import Any
 
+import requests
 from sky import exceptions, global_user_state
 from sky.jobs import recovery_strategy, state, utils
 from sky.server import plugins
@@ -64,6 +65,10 @@ class Plugin(plugins.BasePlugin):
                 log.warning("process %d of a server that was killed is ended", pid)
 
 
+class _ServerGoneError(Exception):
+    """SkyPilot's server went away during a request: nobody knows what would have come of it."""
+
+
 class Strategy(recovery_strategy.FailoverStrategyExecutor):
     """Leaves the region that failed, as long as there is another."""
 
@@ -73,6 +78,7 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
         self._ledger = Ledger(self._task.envs.get("VLAUNCH_RUN", ""))
         self._watch: asyncio.Task[None] | None = None
         self._leaving = False
+        self._failure: Exception | None = None
 
     async def launch(self) -> float:
         _reach_the_store(self._task)
@@ -103,7 +109,11 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
                 reasons: list[Exception] = []
                 for candidate in await asyncio.to_thread(self._ledger.order, list(places)):
                     resources = places[infra(candidate), use_spot(candidate)]
-                    submitted, error = await self._try(candidate, resources, recovery)
+                    self._failure = None
+                    try:
+                        submitted, error = await self._try(candidate, resources, recovery)
+                    except _ServerGoneError:
+                        break  # this place was not refused: it may be the first again
                     if submitted is not None:
                         return submitted
                     reasons += [error] if error else []
@@ -129,7 +139,10 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
         except exceptions.ProvisionPrechecksError as refusal:
             submitted, error, said = None, refusal, "; ".join(str(reason) for reason in refusal.reasons)
         except exceptions.ManagedJobReachedMaxRetriesError as refusal:
-            submitted, said = None, str(refusal)
+            submitted, said = None, str(self._failure or refusal)
+            if isinstance(self._failure, requests.RequestException | exceptions.ApiServerConnectionError):
+                await asyncio.to_thread(self._ledger.lost)
+                raise _ServerGoneError(said) from refusal
         except exceptions.ClusterSetUpError as failure:
             if not recovery:
                 raise
@@ -139,6 +152,14 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
         else:
             await asyncio.to_thread(self._tell_running, attempt)
         return submitted, error
+
+    async def _await_launch_request(self, request_id: str, stream_task: asyncio.Future[Any]) -> None:
+        """As SkyPilot's, which logs why a request failed, and then tells only that it failed."""
+        try:
+            await super()._await_launch_request(request_id, stream_task)
+        except Exception as error:
+            self._failure = error
+            raise
 
     def _watch_anew(self) -> None:
         if self._watch is not None:
