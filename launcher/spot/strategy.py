@@ -18,9 +18,11 @@ import re
 import shlex
 from typing import Any
 
+import requests
 from sky import exceptions, global_user_state
 from sky.jobs import recovery_strategy, state, utils
 from sky.server import plugins
+from sky.server.requests.queues import mp_queue
 from sky.utils import context, registry
 
 from launcher import __version__
@@ -28,6 +30,7 @@ from launcher.planning.plan import Candidate
 from launcher.render import infra, use_spot
 from launcher.shipment import ADDRESSES, SECRETS
 from launcher.spot.ledger import Ledger
+from launcher.spot.leftovers import end_leftovers
 from launcher.spot.plugin import STRATEGY
 
 log = logging.getLogger("sky.vlaunch")
@@ -40,7 +43,10 @@ _SAVED_S = 2.0
 
 
 class Plugin(plugins.BasePlugin):
-    """Registers the strategy in every process of the server that may meet its name or run it."""
+    """Registers the strategy in every process of the server that may meet its name or run it.
+
+    A server that starts also ends what a killed one has left.
+    """
 
     @property
     def name(self) -> str:
@@ -54,6 +60,13 @@ class Plugin(plugins.BasePlugin):
         if STRATEGY.lower() not in registry.JOBS_RECOVERY_STRATEGY_REGISTRY:
             register = registry.JOBS_RECOVERY_STRATEGY_REGISTRY.type_register(name=STRATEGY, default=False)
             register(Strategy)
+        if extension_context.context is plugins.PluginContext.MAIN:
+            for pid in end_leftovers(mp_queue.get_queue_manager_port()):
+                log.warning("process %d of a server that was killed is ended", pid)
+
+
+class _ServerGoneError(Exception):
+    """SkyPilot's server went away during a request: nobody knows what would have come of it."""
 
 
 class Strategy(recovery_strategy.FailoverStrategyExecutor):
@@ -65,6 +78,7 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
         self._ledger = Ledger(self._task.envs.get("VLAUNCH_RUN", ""))
         self._watch: asyncio.Task[None] | None = None
         self._leaving = False
+        self._failure: Exception | None = None
 
     async def launch(self) -> float:
         _reach_the_store(self._task)
@@ -95,7 +109,11 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
                 reasons: list[Exception] = []
                 for candidate in await asyncio.to_thread(self._ledger.order, list(places)):
                     resources = places[infra(candidate), use_spot(candidate)]
-                    submitted, error = await self._try(candidate, resources, recovery)
+                    self._failure = None
+                    try:
+                        submitted, error = await self._try(candidate, resources, recovery)
+                    except _ServerGoneError:
+                        break  # this place was not refused: it may be the first again
                     if submitted is not None:
                         return submitted
                     reasons += [error] if error else []
@@ -121,7 +139,10 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
         except exceptions.ProvisionPrechecksError as refusal:
             submitted, error, said = None, refusal, "; ".join(str(reason) for reason in refusal.reasons)
         except exceptions.ManagedJobReachedMaxRetriesError as refusal:
-            submitted, said = None, str(refusal)
+            submitted, said = None, str(self._failure or refusal)
+            if isinstance(self._failure, requests.RequestException | exceptions.ApiServerConnectionError):
+                await asyncio.to_thread(self._ledger.lost)
+                raise _ServerGoneError(said) from refusal
         except exceptions.ClusterSetUpError as failure:
             if not recovery:
                 raise
@@ -131,6 +152,14 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
         else:
             await asyncio.to_thread(self._tell_running, attempt)
         return submitted, error
+
+    async def _await_launch_request(self, request_id: str, stream_task: asyncio.Future[Any]) -> None:
+        """As SkyPilot's, which logs why a request failed, and then tells only that it failed."""
+        try:
+            await super()._await_launch_request(request_id, stream_task)
+        except Exception as error:
+            self._failure = error
+            raise
 
     def _watch_anew(self) -> None:
         if self._watch is not None:

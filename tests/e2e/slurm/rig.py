@@ -89,19 +89,16 @@ class Rig:
     def set_zone(self, region: str, zone: str, state: str) -> None:
         self.slurm(region, "scontrol", "update", f"partitionname={zone}", f"state={state}")
 
-    def lose_power(self) -> None:
-        """End SkyPilot's server, its children and the controllers of its jobs, as a power cut does: all at once.
-
-        A child that outlives the server holds the port of its queue, and the next server does not start.
-        """
+    def kill_server(self, *, with_all: bool) -> None:
+        """SIGKILL to SkyPilot's server; `with_all` also to its children and the controllers: a power cut."""
         import psutil
 
-        ours = (f"--port={self.env['API_PORT']}", "-msky.jobs.controller")
+        wanted = {f"--port={self.env['API_PORT']}", *(["-msky.jobs.controller"] if with_all else [])}
         found = []
         for process in psutil.process_iter(["cmdline", "environ"]):
             words, around = process.info["cmdline"] or [], process.info["environ"] or {}
-            if around.get("HOME") == self.env["HOME"] and any(word in ours for word in words):
-                found += [process, *process.children(recursive=True)]
+            if around.get("HOME") == self.env["HOME"] and wanted.intersection(words):
+                found += [process, *(process.children(recursive=True) if with_all else [])]
         for process in found:
             with suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class World:
 
     def __init__(self, *full: str, wrong: Sequence[str] = ()) -> None:
         self.full, self.wrong = set(full), set(wrong)
+        self.failures: list[Exception] = []
         self.asked: list[str] = []
 
 
@@ -58,6 +60,12 @@ def executor(world: World, run: str, places: Sequence[dict[str, str]]) -> Any:
         assert max_retry == 1
         (resources,) = made.dag.tasks[0].resources
         world.asked.append(resources.region)
+        if world.failures:
+            failed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            failed.set_exception(world.failures.pop())
+            with suppress(Exception):
+                await made._await_launch_request("1", failed)
+            raise exceptions.ManagedJobReachedMaxRetriesError("after 1 retries")
         if resources.region in world.wrong and raise_on_failure:
             raise exceptions.ProvisionPrechecksError(reasons=[ValueError("no credentials")])
         if resources.region in world.full | world.wrong:
@@ -126,6 +134,32 @@ def test_a_recovery_goes_on_past_a_place_that_never_can_be_and_the_journal_says_
     assert world.asked == ["us-east", "us-west", "us-east"]
     (refusal,) = [e for e in read_journal(open_store(str(tmp_path / "runs/x"))) if e.kind == "no_capacity"]
     assert refusal.data["error"] == "no credentials"
+
+
+def test_a_server_that_goes_away_during_a_request_says_nothing_of_the_region(tmp_path: Path) -> None:
+    import requests
+
+    world = World()
+    strategy = executor(world, str(tmp_path / "runs/x"), [EAST, WEST])
+    asyncio.run(strategy.launch())
+    world.failures.append(requests.ConnectionError("refused"))
+
+    asyncio.run(strategy.recover())
+
+    assert world.asked == ["us-east", "us-west", "us-west"]
+    ends = [e.data["reason"] for e in read_journal(open_store(str(tmp_path / "runs/x"))) if e.kind == "ended"]
+    assert ends == ["preempted", "orphaned"]
+
+
+def test_a_refusal_is_journaled_in_the_clouds_own_words(tmp_path: Path) -> None:
+    from sky import exceptions
+
+    world = World()
+    world.failures.append(exceptions.ResourcesUnavailableError("InsufficientInstanceCapacity"))
+    asyncio.run(executor(world, str(tmp_path / "runs/x"), [EAST, WEST]).launch())
+
+    (refusal,) = [e for e in read_journal(open_store(str(tmp_path / "runs/x"))) if e.kind == "no_capacity"]
+    assert refusal.data == {"regions": ["us-east"], "error": "InsufficientInstanceCapacity"}
 
 
 def test_the_task_keeps_all_its_places_for_the_next_recovery(tmp_path: Path) -> None:
