@@ -29,7 +29,7 @@ from typing import IO
 from serving.client import answers
 from serving.listening import listen
 from serving.service import LOCK, LOGS, SECRET, STATE, State, api_key, read_service
-from trainer.errors import NotReady, UsageError, VlaunchError
+from trainer.errors import NotReady, Preempted, UsageError, VlaunchError
 
 log = logging.getLogger("service")
 
@@ -42,6 +42,8 @@ _MOST_FALSE_STARTS = 3
 _STOP_S = 130.0
 # One token of the biggest model on the slowest machine.
 _PROBE_TIMEOUT_S = 60.0
+# Of a worker that was drained, or whose machine, this one, is being taken.
+_LEFT_CODES = (0, Preempted.exit_code)
 # Another start would not mend a wrong option or a missing package.
 _FINAL_CODES = (UsageError.exit_code, NotReady.exit_code)
 
@@ -111,8 +113,8 @@ class Part:
 
     def _bury(self, code: int, now: float) -> None:
         self._process = None
-        if self.is_worker and code == 0:
-            self.done = 0  # drained
+        if self.is_worker and code in _LEFT_CODES:
+            self.done = 0
             return
         self.false_starts = 0 if self.ready_file.exists() else self.false_starts + 1
         if code in _FINAL_CODES or (self.is_worker and self.false_starts >= _MOST_FALSE_STARTS):

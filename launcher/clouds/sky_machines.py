@@ -49,7 +49,8 @@ class SkyMachines:
                 cluster, live=cluster == "INIT", problem=None if cluster == "INIT" else "it was stopped"
             )
         with _sky() as sky:
-            task = next(map(_word, sky.get(sky.job_status(name)).values()), "UP")
+            newest = next(iter(sky.get(sky.job_status(name)).values()), None)
+        task = cluster if newest is None else _word(newest)
         over = task in _TASK_OVER
         return Seen(task, live=not over, problem="controller and API ended" if over else None)
 

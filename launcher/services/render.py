@@ -84,6 +84,7 @@ def render_worker(
             entry["ports"] = [WORKER_PORT]
         if entry not in resources["ordered"]:
             resources["ordered"].append(entry)
+    del task["envs"]["MODEL_SIZE"]  # for who starts the template by itself
     task["envs"] |= {
         "MODEL": model,
         "MODEL_NAME": model_name,
