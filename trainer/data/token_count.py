@@ -180,7 +180,7 @@ class _Known(dict[str, int]):
         )
 
     def __missing__(self, word: str) -> int:
-        if word[0] == " " and " " in self._wall and len(word.split(None, 1)[0]) == len(word) - 1:
+        if word[0] == " " and " " in self._wall and word.split() == [word[1:]]:
             self.rare.append(word)
             return 0
         count = len(self._tokeniser.encode(word, add_special_tokens=False))
