@@ -21,7 +21,7 @@ from typing import Any, cast
 from trainer.data.json_stream import START, Place, Sample, read_elements, read_lines, read_values
 from trainer.errors import NotReady
 
-BLOCK = 1 << 20  # bytes of a block at least, but for the first and the last of a file
+BLOCK = 1 << 19  # bytes of a block at least, but for the first and the last of a file
 _LONGEST = 4 << 20  # without a place to cut: from here on the slow way
 _FIRST_LOOK = 1 << 17  # bytes in which to learn what stands between two samples
 _GUESSES = 64  # a sample has some ten turns, and behind each of them is a wrong one
