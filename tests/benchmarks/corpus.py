@@ -7,8 +7,9 @@ beautifulsoup4, markdownify==0.11.6 and, for its language filter, polyglot, pycl
 with one 32,000-token SentencePiece model, trained here on the corpus's own text.
 
 Every line is a process of its own with its children's CPU time and the largest sum of resident memory seen (PSS where
-the system gives it). Each is run `--repeat` times and the median is reported; the tools alternate, so that a busy
-machine troubles both.
+the system gives it). Each is run `--repeat` times (20,000 conversations once) and the least is reported; the tools
+alternate, so that a busy machine troubles both. "start" is what the same command takes for two samples: imports,
+workers, tokeniser, models. "net" is the ratio without it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import threading
@@ -135,11 +135,35 @@ def compare(
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             costs.setdefault(f"vlaunch {name}", []).append(measure(command))
     sizes = {name: len(json.loads(path.read_bytes())) for name, path in inputs(raw, folder).items()}
-    report(costs, sizes, count)
+    report(costs, starts(raw, folder, tokeniser, theirs, asked), sizes, count)
     for name, path in {"fastchat": folder / "s.json", "vlaunch": folder / "kept-split.jsonl"}.items():
         before, after = rounds(folder / "l.json"), rounds(path)
         print(f"{name} split: {before:,} rounds in, {after:,} out, {before - after:,} lost", flush=True)
     return max(cost.peak_mb for cost in costs["vlaunch prepare"])
+
+
+def starts(
+    raw: Path, folder: Path, tokeniser: Path, theirs: str, asked: argparse.Namespace
+) -> dict[str, float]:
+    """CPU seconds of each command for two samples of its input: what does not grow."""
+    tiny = folder / "tiny"
+    for path in inputs(raw, folder).values():
+        tiny.mkdir(exist_ok=True)
+        (tiny / path.name).write_text(json.dumps(json.loads(path.read_bytes())[:2]))
+    small = tiny / raw.name
+    tools = {"vlaunch": own_steps(small, tiny, tokeniser)}
+    if not asked.ours_only:
+        tools["fastchat"] = chain(theirs, small, tiny, tokeniser)
+    found: dict[str, float] = {}
+    for tool, steps in tools.items():
+        for name, command in steps.items():
+            runs = []
+            for _ in range(asked.repeat):
+                for path in tiny.glob("ours-*"):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                runs.append(measure(command).cpu_s)
+            found[f"{tool} {name}"] = min(runs)
+    return found
 
 
 def rounds(path: Path) -> int:
@@ -207,23 +231,31 @@ def filters() -> list[str]:
     return list(FILTERS)
 
 
-def report(costs: dict[str, list[Cost]], sizes: dict[str, int], count: int) -> None:
-    print(f"\n{count:,} conversations, median of {len(next(iter(costs.values())))}", flush=True)
-    print(f"{'step':<20}{'conv in':>9}{'CPU s':>9}{'wall s':>9}{'conv/CPU-s':>12}{'peak MB':>9}{'ratio':>8}")
-    median = {name: statistics.median(cost.cpu_s for cost in each) for name, each in costs.items()}
-    whole = [seconds for name, seconds in median.items() if name.startswith("fastchat ")]
+def report(costs: dict[str, list[Cost]], start: dict[str, float], sizes: dict[str, int], count: int) -> None:
+    runs = len(next(iter(costs.values())))
+    print(f"\n{count:,} conversations, the least of {runs}", flush=True)
+    titles = ("conv in", "CPU s", "start", "wall s", "conv/CPU-s", "peak MB", "ratio", "net")
+    print(f"{'step':<20}" + "".join(f"{title:>11}" for title in titles))
+    least = {name: min(cost.cpu_s for cost in each) for name, each in costs.items()}
+    rivals = {name: seconds for name, seconds in least.items() if name.startswith("fastchat ")}
     for name, each in costs.items():
         step = name.split()[1]
-        size, cpu = sizes.get(step, count), median[name]
-        rival = sum(whole) if step == "prepare" else median.get(f"fastchat {step}")
-        ratio = f"{rival / cpu:8.1f}" if rival and name.startswith("vlaunch") else ""
-        wall = statistics.median(cost.wall_s for cost in each)
+        size, cpu = sizes.get(step, count), least[name]
+        rival = [other for other in rivals if step == "prepare" or other == f"fastchat {step}"]
+        ratio = net = ""
+        if rival and name.startswith("vlaunch"):
+            ratio = f"{sum(rivals[other] for other in rival) / cpu:.1f}"
+            net = f"{sum(rivals[other] - start[other] for other in rival) / (cpu - start[name]):.1f}"
+        wall = min(cost.wall_s for cost in each)
         peak = max(cost.peak_mb for cost in each)
         print(
-            f"{name:<20}{size:>9,}{cpu:>9.2f}{wall:>9.2f}{size / cpu:>12,.0f}{peak:>9.0f}{ratio}", flush=True
+            f"{name:<20}{size:>11,}{cpu:>11.2f}{start[name]:>11.2f}{wall:>11.2f}{size / cpu:>11,.0f}"
+            f"{peak:>11.0f}{ratio:>11}{net:>11}",
+            flush=True,
         )
-    if whole:
-        print(f"{'fastchat, all four':<20}{count:>9,}{sum(whole):>9.2f}{'':>9}{count / sum(whole):>12,.0f}")
+    if rivals:
+        whole = sum(rivals.values())
+        print(f"{'fastchat, all four':<20}{count:>11,}{whole:>11.2f}{'':>22}{count / whole:>11,.0f}")
 
 
 if __name__ == "__main__":

@@ -256,3 +256,8 @@ def test_phrases_come_from_a_file_and_a_wrong_file_is_an_error(tmp_path: Path) -
         path.write_text(wrong)
         with pytest.raises(DataError):
             read_phrases(path)
+
+
+def test_an_instruction_without_text_is_a_reason_by_name() -> None:
+    result = clean({"instruction": [], "output": []}, "x")
+    assert isinstance(result, Rejection) and result.reason == "empty text" and result.reason in REASONS

@@ -229,11 +229,7 @@ def _plugin_calls(sample: Any) -> str | None:
 
 
 REASONS: dict[str, str] = {
-    **{
-        name: meaning
-        for name, meaning in samples.REASONS.items()
-        if name not in ("wrong role order", "empty text")
-    },
+    **{name: meaning for name, meaning in samples.REASONS.items() if name != "wrong role order"},
     "html": "an answer's HTML is too large or nested too deep",
     **{name: rule.meaning for name, rule in FILTERS.items()},
 }

@@ -20,7 +20,7 @@ from trainer.data.json_blocks import Block
 from trainer.data.json_stream import Sample, is_json, read_lines, read_values
 from trainer.errors import DataError, NotReady
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 19
 _PACKED_CHUNK = 1 << 16  # zstd unpacks all it is given at once, so it is given less
 _PARQUET_ROWS = 256
 _PARQUET_COLUMNS = ("id", "conversations", "conversation", "messages", "instruction", "input", "output")

@@ -167,14 +167,14 @@ def _repeated_digits(look: Look) -> str | None:
     return None
 
 
+_FIRSTS = re.compile(r"\n1[.)] ")
 _NUMBERED = re.compile(r"^( *)(\d{1,9})[.)] ", re.MULTILINE)
 
 
 def _broken_lists(look: Look) -> str | None:
-    if look.everything.count("\n1. ") + look.everything.count("\n1) ") < 2:
-        return None
     for number, answer in enumerate(look.answers, 1):
-        if answer.count("\n1. ") + answer.count("\n1) ") < 2:
+        first = answer.find("\n1")
+        if first < 0 or answer.find("\n1", first + 2) < 0 or len(_FIRSTS.findall(answer)) < 2:
             continue
         items = [match[2] for match in _NUMBERED.finditer(_FENCED.sub("\n", answer)) if not match[1]]
         if len(items) >= 3 and set(items) == {"1"}:

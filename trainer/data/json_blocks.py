@@ -21,7 +21,7 @@ from typing import Any, cast
 from trainer.data.json_stream import START, Place, Sample, read_elements, read_lines, read_values
 from trainer.errors import NotReady
 
-BLOCK = 1 << 20  # bytes of a block at least, but for the first and the last of a file
+BLOCK = 1 << 19  # bytes of a block at least, but for the first and the last of a file
 _LONGEST = 4 << 20  # without a place to cut: from here on the slow way
 _FIRST_LOOK = 1 << 17  # bytes in which to learn what stands between two samples
 _GUESSES = 64  # a sample has some ten turns, and behind each of them is a wrong one
@@ -46,8 +46,8 @@ class Block:
 
         try:
             if self.kind == "json":
-                return orjson.loads(b"[" + self.text + b"]"), self._where
-            return [orjson.loads(line) for line in self.text.split(b"\n") if line.strip()], self._where
+                return orjson.loads(b"[" + self.text + b"]"), self._where()
+            return [orjson.loads(line) for line in self.text.split(b"\n") if line.strip()], self._where()
         except ValueError:  # json may accept them, and names the place if not
             if self.kind == "json":
                 found = list(read_elements(path, iter([self.text, b"]"]), place=self.place))
@@ -55,16 +55,29 @@ class Block:
                 found = list(read_lines(path, iter([self.text]), place=self.place))
             return [sample.value for sample in found], lambda index: found[index].where
 
-    def _where(self, index: int) -> str:
-        """Looked up only now: it is asked for a few samples in a hundred."""
-        if self.kind == "jsonl":
-            filled = [number for number, line in enumerate(self.text.split(b"\n")) if line.strip()]
-            return f"line {self.place.line + filled[index]}"
-        at = 0
-        for element in _quick()(b"[" + self.text + b"]")[: index + 1]:
-            start = at = cast(re.Match[bytes], _GAP.match(self.text, at)).end()
-            at += len(memoryview(element))
-        return self.place.after(self.text[:start]).words
+    def _where(self) -> Callable[[int], str]:
+        """Places are looked up only when one is asked for."""
+        known: list[str] = []
+
+        def where(index: int) -> str:
+            if not known:
+                known.extend(self._lines() if self.kind == "jsonl" else self._columns())
+            return known[index]
+
+        return where
+
+    def _lines(self) -> Iterator[str]:
+        for number, line in enumerate(self.text.split(b"\n"), self.place.line):
+            if line.strip():
+                yield f"line {number}"
+
+    def _columns(self) -> Iterator[str]:
+        at, end, place = 0, 0, self.place
+        for element in _quick()(b"[" + self.text + b"]"):
+            start = cast(re.Match[bytes], _GAP.match(self.text, end)).end()
+            place, at = place.after(self.text[at:start]), start
+            yield place.words
+            end = start + len(memoryview(element))
 
 
 def read_blocks(path: Path, kind: str, chunks: Iterator[bytes], largest: int) -> Iterator[Block | Sample]:

@@ -28,7 +28,7 @@ CODES = ("en", "es", "fr", "de", "it", "ja", "ko", "zh", "ar", "ru", "pt", "nl")
 UNKNOWN = "unknown"
 # 100 to 2,000 give the same answers on the labelled set of tests/benchmarks/language.py.
 JUDGED_CHARACTERS = 128
-_LOOKED_AT = 1_600  # characters of a turn: a block of code may fill its beginning
+_LOOKED_AT = 6_000  # characters of a turn: a block of code may fill its beginning
 _FEWEST_LETTERS = 2
 DEFAULT_THRESHOLD = 0.5
 

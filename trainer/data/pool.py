@@ -83,10 +83,13 @@ def _begin(parent: int) -> None:
 
 def _import_tools(settings: Settings) -> None:
     """What every worker needs is imported once, and shared."""
+    import numpy  # noqa: F401
     import orjson  # noqa: F401
 
+    if settings.clean:
+        import trainer.data.clean  # noqa: F401
     if settings.dedupe:
-        import numpy  # noqa: F401
+        import trainer.data.signatures  # noqa: F401
     if settings.language or settings.detect_language:
         from trainer.data.language import detector
 

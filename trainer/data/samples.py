@@ -40,7 +40,7 @@ REASONS = {
     "broken characters": "a text holds half of a surrogate pair, which is no character",
     "wrong role order": "the turns are not: at most one system turn first, then user and assistant in turn",
     "no answer": "no user turn is followed by an answer",
-    "empty text": "no answer has any text",
+    "empty text": "the instruction or every answer has no text",
 }
 
 _SURROGATE = re.compile("[\ud800-\udfff]")

@@ -26,6 +26,7 @@ from trainer.errors import ConfigError, NotReady
 
 # Words remembered, about 100 bytes each; all are forgotten when there are more, so memory has an end.
 _REMEMBERED = 400_000
+_WAITING = 256  # rare words that wait to be counted together; what waits is not learnt yet
 _MET_BITS = 22  # four megabytes
 
 
@@ -96,8 +97,8 @@ class ExactCount:
 
     def measure(self, pieces: Iterable[Piece]) -> list[int]:
         totals: list[int] = []
-        rare: list[list[str]] = []
-        owners: list[int] = []
+        rare: dict[int, list[str]] = {}
+        waiting = 0
         known = self._known
         known.make_room()
         count = known.__getitem__
@@ -106,15 +107,23 @@ class ExactCount:
             total = self._piece(piece, words)
             totals.append(total + sum(map(count, words)))
             if known.rare:
-                rare.append(known.rare)
-                owners.append(number)
+                rare[number] = known.rare
+                waiting += len(known.rare)
                 known.rare = []
-        texts = list(map("".join, rare))
-        encoded = self._tokeniser.encode_batch_fast(texts, add_special_tokens=False) if rare else ()
-        for number, words, encoding in zip(owners, rare, encoded, strict=True):
-            totals[number] += len(encoding)
-            known.learn(words, encoding.ids)
+            if waiting > _WAITING:
+                self._add_rare(totals, rare)
+                waiting = 0
+        self._add_rare(totals, rare)
         return totals
+
+    def _add_rare(self, totals: list[int], rare: dict[int, list[str]]) -> None:
+        """Counts the rare words of some pieces, and learns from them."""
+        texts = list(map("".join, rare.values()))
+        encoded = self._tokeniser.encode_batch_fast(texts, add_special_tokens=False) if texts else ()
+        for (number, words), encoding in zip(rare.items(), encoded, strict=True):
+            totals[number] += len(encoding)
+            self._known.learn(words, encoding.ids)
+        rare.clear()
 
     def _piece(self, piece: Piece, words: list[str]) -> int:
         """Tokens of the piece beside those of the words that it adds to `words`."""
@@ -180,7 +189,7 @@ class _Known(dict[str, int]):
         )
 
     def __missing__(self, word: str) -> int:
-        if word[0] == " " and " " in self._wall and len(word.split(None, 1)[0]) == len(word) - 1:
+        if word[0] == " " and " " in self._wall and word.split() == [word[1:]]:
             self.rare.append(word)
             return 0
         count = len(self._tokeniser.encode(word, add_special_tokens=False))
