@@ -156,7 +156,10 @@ def view(name: str, cloud: Machines) -> ServiceView:
 
 
 def stop(name: str, cloud: Machines) -> bool:
-    """Workers finish what they have, then everything is given back. False: there was nothing."""
+    """Workers are told to go, for which a cloud may give them little time, and everything is given back.
+
+    False: there was nothing.
+    """
     where, rented = home(name), read(name)
     parts = _parts(rented, cloud)
     live = [job for job in rented.jobs if job in parts and parts[job].live]
