@@ -111,6 +111,8 @@ def test_what_is_not_there_is_one_clear_error(vlaunch: Vlaunch, store: BucketSto
     assert ran.code == 2 and "names no object" in ran.err
     ran = vlaunch("data", "merge", tmp_path / "a.json", "--to", f"{store.uri}/o.jsonl", "--shard", "0/2")
     assert ran.code == 2 and "mount the bucket" in ran.err
+    ran = vlaunch("data", "merge", f"{store.uri}/raw/*", "--to", f"{store.uri}/raw/a.json")
+    assert ran.code == 2 and f"{store.uri}/raw/a.json is an input as well" in ran.err
     assert not out.exists()
 
 

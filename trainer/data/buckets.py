@@ -48,17 +48,22 @@ class Hand:
 
     def __init__(self, folder: Path, open_store: Callable[[str], Store] = open_store) -> None:
         self._folder = folder
+        self._made = folder / "made"
         self._open = open_store
         self._remote: dict[Path, _Remote] = {}
 
     def inputs(self, names: Sequence[str]) -> list[Path]:
         """Paths to read, in order; a pattern (s3://bucket/raw/*.json) may be several. Fetches what is not here yet.
 
-        Raises DataError where there is no such object, NotReady where the disk is too small.
+        Raises DataError where there is no such object, UsageError where it is an output of this job, NotReady where
+        the disk is too small.
         """
         found: list[Path | _Remote] = []
         for name in names:
             found += self._look(name) if is_remote(name) else [_local(name)]
+        made = {each.uri for path, each in self._remote.items() if self._made in path.parents}
+        if both := next((each.uri for each in found if isinstance(each, _Remote) and each.uri in made), None):
+            raise UsageError(f"{both} is an input as well", hint="write to another name")
         wanted = [each for each in found if isinstance(each, _Remote) and not each.path.exists()]
         self._check_room(sum(each.size for each in wanted))
         for each in wanted:
@@ -79,7 +84,7 @@ class Hand:
                 f"{name} names no object", hint="name the object to write: s3://BUCKET/train.jsonl"
             )
         store.size(key)  # a bucket that cannot be reached is said before the work, not after it
-        path = self._folder / "made" / _digest(store.uri) / key
+        path = self._made / _digest(store.uri) / key
         path.parent.mkdir(parents=True, exist_ok=True)
         self._remote[path] = _Remote(name, store, key, path)
         return path

@@ -61,7 +61,7 @@ class Block:
 
         def where(index: int) -> str:
             if not known:
-                known.extend(self._lines() if self.kind == "jsonl" else self._columns())
+                known.extend(self._lines() if self.kind == "jsonl" else self._elements())
             return known[index]
 
         return where
@@ -71,9 +71,14 @@ class Block:
             if line.strip():
                 yield f"line {number}"
 
-    def _columns(self) -> Iterator[str]:
+    def _elements(self) -> Iterator[str]:
         at, end, place = 0, 0, self.place
-        for element in _quick()(b"[" + self.text + b"]"):
+        try:
+            elements = _quick()(b"[" + self.text + b"]")
+        except (ValueError, RecursionError):  # cut with json's help, and decoded all the same
+            yield from (one.where for one in read_elements(Path(), iter([self.text, b"]"]), place=place))
+            return
+        for element in elements:
             start = cast(re.Match[bytes], _GAP.match(self.text, end)).end()
             place, at = place.after(self.text[at:start]), start
             yield place.words
@@ -100,16 +105,16 @@ def _line_blocks(path: Path, chunks: Iterator[bytes], largest: int) -> Iterator[
         held += chunk
         end = held.rfind(b"\n") + 1
         if end >= BLOCK:
-            yield _lines(held[:end], place)
+            yield _line_block(held[:end], place)
             held, place = held[end:], Place(place.line + held.count(b"\n", 0, end), 1, place.byte + end)
         elif len(held) > _LONGEST:
             yield from read_lines(path, chain([held], chunks), largest, place)
             return
     if held:
-        yield _lines(held, place)
+        yield _line_block(held, place)
 
 
-def _lines(text: bytes, place: Place) -> Block:
+def _line_block(text: bytes, place: Place) -> Block:
     if place == START:
         text = text.removeprefix(codecs.BOM_UTF8)
     return Block(text, "jsonl", place, sum(1 for line in text.split(b"\n") if line.strip()))
