@@ -84,6 +84,21 @@ def test_a_sample_of_many_megabytes_is_no_end_of_the_blocks(tmp_path: Path) -> N
         assert in_blocks(path) == carefully(path)
 
 
+def test_a_file_in_frames_of_a_few_bytes_takes_no_longer(tmp_path: Path) -> None:
+    """Counted, not timed: each byte is looked through a few times at most."""
+    import zstandard
+
+    from trainer.data import json_blocks
+
+    path = written(tmp_path / "a.json", [*SAMPLES[:30], {"note": "y" * 900_000}, *SAMPLES[30:90]], "compact")
+    data = path.read_bytes()
+    packer = zstandard.ZstdCompressor()
+    path.write_bytes(b"".join(packer.compress(data[at : at + 100]) for at in range(0, len(data), 100)))
+    pieces = list(json_blocks._gathered(data[at : at + 100] for at in range(0, len(data), 100)))
+    assert b"".join(pieces) == data and len(pieces) <= 1 + len(data) // BLOCK
+    assert in_blocks(path) == carefully(path)
+
+
 @settings(max_examples=25, deadline=None)
 @given(cut=st.integers(1, 10**9), seed=st.integers(0, 10**6))
 def test_a_file_that_is_cut_off_or_damaged_is_an_error_at_the_same_place(

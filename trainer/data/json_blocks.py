@@ -87,6 +87,7 @@ class Block:
 
 def read_blocks(path: Path, kind: str, chunks: Iterator[bytes], largest: int) -> Iterator[Block | Sample]:
     """Blocks, and single samples where there is no other way. kind: "json" or "jsonl"."""
+    chunks = _gathered(chunks)
     if kind == "jsonl":
         yield from _line_blocks(path, chunks, largest)
         return
@@ -97,6 +98,19 @@ def read_blocks(path: Path, kind: str, chunks: Iterator[bytes], largest: int) ->
     else:
         place = START.after(first[: opening.end()].removeprefix(codecs.BOM_UTF8))
         yield from _array_blocks(path, chain([first[opening.end() :]], chunks), place, largest)
+
+
+def _gathered(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Pieces large enough to be looked through once each: a compressed file may come in frames of a few bytes."""
+    held, size = [], 0
+    for chunk in chunks:
+        held.append(chunk)
+        size += len(chunk)
+        if size >= BLOCK:
+            yield b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)
 
 
 def _line_blocks(path: Path, chunks: Iterator[bytes], largest: int) -> Iterator[Block | Sample]:
@@ -150,8 +164,13 @@ def _cut(text: bytes, likely: bytes) -> tuple[int, int, int] | None:
     if at >= 0 and (count := _count(text, at + 2, _quick())):
         return at + 2, at + len(likely) - 2, count
     # json takes a few things that msgspec does not: NaN, half a surrogate pair.
-    for size, parse in ((_FIRST_LOOK, _quick()), (len(text), _quick()), (len(text), json.loads)):
-        for guess in [*_BETWEEN.finditer(text, 0, size)][: -_GUESSES - 1 : -1]:
+    looks = (
+        (_FIRST_LOOK, _quick(), _GUESSES),
+        (len(text), _quick(), _GUESSES),
+        (len(text), json.loads, _GUESSES // 4),
+    )
+    for size, parse, guesses in looks:
+        for guess in [*_BETWEEN.finditer(text, 0, size)][: -guesses - 1 : -1]:
             if count := _count(text, guess.start() + 1, parse):
                 return guess.start() + 1, guess.end(), count
     return None
