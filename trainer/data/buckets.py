@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -98,7 +97,7 @@ class Hand:
         near = path.with_name(name)
         remote = self._remote.get(path)
         if remote is not None and not near.exists() and remote.store.size(name) is not None:
-            remote.store.get_file(name, near)
+            _fetch(_beside(remote, near))
         return near
 
     def deliver(self, *paths: Path | None, last: Path | None = None) -> None:
@@ -119,16 +118,12 @@ class Hand:
 
     def _look(self, uri: str) -> list[_Remote]:
         store, key = self._split(uri)
-        start = min([key.find(mark) for mark in _PATTERN if mark in key], default=len(key))
-        found = (
-            (entry for entry in store.list(key[:start]) if fnmatchcase(entry.key, key)) if key else iter(())
-        )
-        entries = list(found if start < len(key) else islice(found, 1))
+        entries = list(_matching(store, key)) if key else []
         if not entries:
             raise DataError(
                 f"there is no object {uri}", hint="a pattern may stand in the last part of its name only"
             )
-        return [self._copy(store, entry) for entry in entries if "/" not in entry.key]
+        return [self._copy(store, entry) for entry in entries]
 
     def _copy(self, store: Store, entry: Entry) -> _Remote:
         uri = f"{store.uri}/{entry.key}"
@@ -193,6 +188,15 @@ def _local(name: str) -> Path:
     if not path.startswith("/"):
         raise UsageError(f"{name} does not name an absolute path", hint="write it as file:///absolute/path")
     return Path(path)
+
+
+def _matching(store: Store, key: str) -> Iterator[Entry]:
+    start = min([key.find(mark) for mark in _PATTERN if mark in key], default=len(key))
+    for entry in store.list(key[:start]):
+        if "/" not in entry.key and (entry.key == key or (start < len(key) and fnmatchcase(entry.key, key))):
+            yield entry
+        if start == len(key):
+            return  # in order of their names, the object of just this name is the first
 
 
 def _fetch(remote: _Remote) -> None:
