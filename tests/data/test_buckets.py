@@ -104,6 +104,8 @@ def test_what_is_not_there_is_one_clear_error(vlaunch: Vlaunch, store: BucketSto
     assert ran.code == 2 and f"there is no object {store.uri}/raw/none.json" in ran.err
     ran = vlaunch("data", "merge", f"{store.uri}/raw/*.parquet", "--to", out)
     assert ran.code == 2 and "there is no object" in ran.err
+    ran = vlaunch("data", "merge", f"{store.uri}/*.zst", "--to", out)  # there is one, in a folder below
+    assert ran.code == 2 and "there is no object" in ran.err
     scheme = store.uri.partition("://")[0]
     ran = vlaunch("data", "merge", f"{scheme}://no-such-bucket-at-all/a.json", "--to", out)
     assert ran.code in (1, 3) and "no-such-bucket-at-all" in ran.err and "Traceback" not in ran.err
@@ -111,6 +113,8 @@ def test_what_is_not_there_is_one_clear_error(vlaunch: Vlaunch, store: BucketSto
     assert ran.code == 2 and "names no object" in ran.err
     ran = vlaunch("data", "merge", tmp_path / "a.json", "--to", f"{store.uri}/o.jsonl", "--shard", "0/2")
     assert ran.code == 2 and "mount the bucket" in ran.err
+    ran = vlaunch("data", "merge", f"{store.uri}/raw/*", "--to", f"{store.uri}/raw/a.json")
+    assert ran.code == 2 and f"{store.uri}/raw/a.json is an input as well" in ran.err
     assert not out.exists()
 
 

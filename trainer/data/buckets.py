@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -48,17 +47,22 @@ class Hand:
 
     def __init__(self, folder: Path, open_store: Callable[[str], Store] = open_store) -> None:
         self._folder = folder
+        self._made = folder / "made"
         self._open = open_store
         self._remote: dict[Path, _Remote] = {}
 
     def inputs(self, names: Sequence[str]) -> list[Path]:
         """Paths to read, in order; a pattern (s3://bucket/raw/*.json) may be several. Fetches what is not here yet.
 
-        Raises DataError where there is no such object, NotReady where the disk is too small.
+        Raises DataError where there is no such object, UsageError where it is an output of this job, NotReady where
+        the disk is too small.
         """
         found: list[Path | _Remote] = []
         for name in names:
             found += self._look(name) if is_remote(name) else [_local(name)]
+        made = {each.uri for path, each in self._remote.items() if self._made in path.parents}
+        if both := next((each.uri for each in found if isinstance(each, _Remote) and each.uri in made), None):
+            raise UsageError(f"{both} is an input as well", hint="write to another name")
         wanted = [each for each in found if isinstance(each, _Remote) and not each.path.exists()]
         self._check_room(sum(each.size for each in wanted))
         for each in wanted:
@@ -79,7 +83,7 @@ class Hand:
                 f"{name} names no object", hint="name the object to write: s3://BUCKET/train.jsonl"
             )
         store.size(key)  # a bucket that cannot be reached is said before the work, not after it
-        path = self._folder / "made" / _digest(store.uri) / key
+        path = self._made / _digest(store.uri) / key
         path.parent.mkdir(parents=True, exist_ok=True)
         self._remote[path] = _Remote(name, store, key, path)
         return path
@@ -93,7 +97,7 @@ class Hand:
         near = path.with_name(name)
         remote = self._remote.get(path)
         if remote is not None and not near.exists() and remote.store.size(name) is not None:
-            remote.store.get_file(name, near)
+            _fetch(_beside(remote, near))
         return near
 
     def deliver(self, *paths: Path | None, last: Path | None = None) -> None:
@@ -114,16 +118,12 @@ class Hand:
 
     def _look(self, uri: str) -> list[_Remote]:
         store, key = self._split(uri)
-        start = min([key.find(mark) for mark in _PATTERN if mark in key], default=len(key))
-        found = (
-            (entry for entry in store.list(key[:start]) if fnmatchcase(entry.key, key)) if key else iter(())
-        )
-        entries = list(found if start < len(key) else islice(found, 1))
+        entries = list(_matching(store, key)) if key else []
         if not entries:
             raise DataError(
                 f"there is no object {uri}", hint="a pattern may stand in the last part of its name only"
             )
-        return [self._copy(store, entry) for entry in entries if "/" not in entry.key]
+        return [self._copy(store, entry) for entry in entries]
 
     def _copy(self, store: Store, entry: Entry) -> _Remote:
         uri = f"{store.uri}/{entry.key}"
@@ -188,6 +188,15 @@ def _local(name: str) -> Path:
     if not path.startswith("/"):
         raise UsageError(f"{name} does not name an absolute path", hint="write it as file:///absolute/path")
     return Path(path)
+
+
+def _matching(store: Store, key: str) -> Iterator[Entry]:
+    start = min([key.find(mark) for mark in _PATTERN if mark in key], default=len(key))
+    for entry in store.list(key[:start]):
+        if "/" not in entry.key and (entry.key == key or (start < len(key) and fnmatchcase(entry.key, key))):
+            yield entry
+        if start == len(key):
+            return  # in order of their names, the object of just this name is the first
 
 
 def _fetch(remote: _Remote) -> None:

@@ -61,7 +61,7 @@ class Block:
 
         def where(index: int) -> str:
             if not known:
-                known.extend(self._lines() if self.kind == "jsonl" else self._columns())
+                known.extend(self._lines() if self.kind == "jsonl" else self._elements())
             return known[index]
 
         return where
@@ -71,9 +71,14 @@ class Block:
             if line.strip():
                 yield f"line {number}"
 
-    def _columns(self) -> Iterator[str]:
+    def _elements(self) -> Iterator[str]:
         at, end, place = 0, 0, self.place
-        for element in _quick()(b"[" + self.text + b"]"):
+        try:
+            elements = _quick()(b"[" + self.text + b"]")
+        except (ValueError, RecursionError):  # cut with json's help, and decoded all the same
+            yield from (one.where for one in read_elements(Path(), iter([self.text, b"]"]), place=place))
+            return
+        for element in elements:
             start = cast(re.Match[bytes], _GAP.match(self.text, end)).end()
             place, at = place.after(self.text[at:start]), start
             yield place.words
@@ -82,6 +87,7 @@ class Block:
 
 def read_blocks(path: Path, kind: str, chunks: Iterator[bytes], largest: int) -> Iterator[Block | Sample]:
     """Blocks, and single samples where there is no other way. kind: "json" or "jsonl"."""
+    chunks = _gathered(chunks)
     if kind == "jsonl":
         yield from _line_blocks(path, chunks, largest)
         return
@@ -94,22 +100,35 @@ def read_blocks(path: Path, kind: str, chunks: Iterator[bytes], largest: int) ->
         yield from _array_blocks(path, chain([first[opening.end() :]], chunks), place, largest)
 
 
+def _gathered(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Pieces large enough to be looked through once each: a compressed file may come in frames of a few bytes."""
+    held, size = [], 0
+    for chunk in chunks:
+        held.append(chunk)
+        size += len(chunk)
+        if size >= BLOCK:
+            yield b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)
+
+
 def _line_blocks(path: Path, chunks: Iterator[bytes], largest: int) -> Iterator[Block | Sample]:
     held, place = b"", START
     for chunk in chunks:
         held += chunk
         end = held.rfind(b"\n") + 1
         if end >= BLOCK:
-            yield _lines(held[:end], place)
+            yield _line_block(held[:end], place)
             held, place = held[end:], Place(place.line + held.count(b"\n", 0, end), 1, place.byte + end)
         elif len(held) > _LONGEST:
             yield from read_lines(path, chain([held], chunks), largest, place)
             return
     if held:
-        yield _lines(held, place)
+        yield _line_block(held, place)
 
 
-def _lines(text: bytes, place: Place) -> Block:
+def _line_block(text: bytes, place: Place) -> Block:
     if place == START:
         text = text.removeprefix(codecs.BOM_UTF8)
     return Block(text, "jsonl", place, sum(1 for line in text.split(b"\n") if line.strip()))
@@ -145,8 +164,13 @@ def _cut(text: bytes, likely: bytes) -> tuple[int, int, int] | None:
     if at >= 0 and (count := _count(text, at + 2, _quick())):
         return at + 2, at + len(likely) - 2, count
     # json takes a few things that msgspec does not: NaN, half a surrogate pair.
-    for size, parse in ((_FIRST_LOOK, _quick()), (len(text), _quick()), (len(text), json.loads)):
-        for guess in [*_BETWEEN.finditer(text, 0, size)][: -_GUESSES - 1 : -1]:
+    looks = (
+        (_FIRST_LOOK, _quick(), _GUESSES),
+        (len(text), _quick(), _GUESSES),
+        (len(text), json.loads, _GUESSES // 4),
+    )
+    for size, parse, guesses in looks:
+        for guess in [*_BETWEEN.finditer(text, 0, size)][: -guesses - 1 : -1]:
             if count := _count(text, guess.start() + 1, parse):
                 return guess.start() + 1, guess.end(), count
     return None

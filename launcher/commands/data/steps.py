@@ -244,13 +244,14 @@ def _job(given: dict[str, Any], steps: set[str], hand: Hand) -> Job:
             hint="mount the bucket, as task_templates/data.yaml does, or leave --shard out",
         )
     shard, rejected = _shard(given["shard"]), given["rejected"]
-    output, settings = hand.output(given["to"]), _settings(given, steps, hand)
+    output, rejected_path = hand.output(given["to"]), hand.output(rejected) if rejected else None
+    settings = _settings(given, steps, hand)
     inputs = hand.inputs(given["files"])
     return Job(
         inputs=tuple(inputs),
         output=output,
         settings=settings,
-        rejected=hand.output(rejected) if rejected else None,
+        rejected=rejected_path,
         shard=shard,
         names=tuple(map(hand.name, inputs)),
     )
