@@ -183,16 +183,16 @@ def clouds(infra: Sequence[Infra]) -> Iterator[Check]:
     names = sorted({place.cloud for place in infra} - {"local"})
     if not names:
         return
-    from launcher.clouds import sky
+    from launcher.clouds.sky_api import access_problems, loaded_plugin
 
     try:
-        loaded = sky.loaded_plugin()
+        loaded = loaded_plugin()
         yield _recovery(loaded)
         if loaded is None:  # starting one takes half a minute, and it stays: not a doctor's choice
             what = "SkyPilot's server does not run, so its clouds were not looked at"
             yield Check("clouds", "server", "not running", what, "sky api start")
             return
-        problems = sky.access_problems(names)
+        problems = access_problems(names)
     except VlaunchError as error:
         yield Check("clouds", "skypilot", "unusable", error.message, error.hint, required=True)
         return

@@ -129,6 +129,6 @@ def _check_store(uri: str) -> Sequence[Problem]:
 
 def _check_clouds(clouds: Sequence[str]) -> Sequence[Problem]:
     """Only where there are some: the door to SkyPilot stays shut for a run on this machine."""
-    from launcher.clouds.sky import access_problems
+    from launcher.clouds.sky_api import access_problems
 
     return list(access_problems(clouds).values())

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from launcher.clouds.sky import _no_access, _sky
+from launcher.clouds.sky_api import _no_access, sdk
 from launcher.errors import NotReady, VlaunchError
 
 if find_spec("sky") is None:
@@ -28,7 +28,7 @@ if find_spec("sky") is None:
 def test_an_error_of_skypilot_is_one_sentence_and_what_to_do(
     name: str, kind: type[VlaunchError], words: list[str]
 ) -> None:
-    with pytest.raises(kind) as caught, _sky():
+    with pytest.raises(kind) as caught, sdk():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from sky import exceptions
@@ -40,14 +40,14 @@ def test_an_error_of_skypilot_is_one_sentence_and_what_to_do(
 
 
 def test_what_skypilot_prints_is_conversation(capsys: pytest.CaptureFixture[str]) -> None:
-    with _sky():
+    with sdk():
         print("starting a local server")
 
     assert capsys.readouterr() == ("", "starting a local server\n")
 
 
 def test_our_own_errors_pass_through_as_they_are() -> None:
-    with pytest.raises(NotReady, match="^mine$"), _sky():
+    with pytest.raises(NotReady, match="^mine$"), sdk():
         raise NotReady("mine")
 
 
@@ -71,7 +71,7 @@ keys are correct. Run the following commands:
 
 
 def test_expired_credentials_are_told_from_a_machine_that_is_not_to_be_had() -> None:
-    with pytest.raises(NotReady) as caught, _sky() as sky:
+    with pytest.raises(NotReady) as caught, sdk() as sky:
         raise sky.exceptions.ResourcesUnavailableError(
             f"Failed to provision on cloud AWS due to invalid cloud credentials: {LAUNCH}"
         )
@@ -91,7 +91,7 @@ def test_what_keeps_a_cloud_from_being_used_is_told_in_its_own_words() -> None:
 
 
 def test_a_server_that_does_not_start_is_told_with_the_file_that_says_why() -> None:
-    with pytest.raises(NotReady) as caught, _sky():
+    with pytest.raises(NotReady) as caught, sdk():
         raise RuntimeError("SkyPilot API server process exited unexpectedly.\nView logs at: ~/.sky/x")
 
     assert caught.value.hint is not None and "server.log" in caught.value.hint
