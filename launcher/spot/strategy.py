@@ -66,7 +66,7 @@ class Plugin(plugins.BasePlugin):
 
 
 class _ServerGoneError(Exception):
-    """SkyPilot's server went away during a request: nobody knows what would have come of it."""
+    """SkyPilot's server went away before or during a request: nobody knows what would have come of it."""
 
 
 class Strategy(recovery_strategy.FailoverStrategyExecutor):
@@ -78,6 +78,7 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
         self._ledger = Ledger(self._task.envs.get("VLAUNCH_RUN", ""))
         self._watch: asyncio.Task[None] | None = None
         self._leaving = False
+        self._asked = False
         self._failure: Exception | None = None
 
     async def launch(self) -> float:
@@ -109,7 +110,7 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
                 reasons: list[Exception] = []
                 for candidate in await asyncio.to_thread(self._ledger.order, list(places)):
                     resources = places[infra(candidate), use_spot(candidate)]
-                    self._failure = None
+                    self._asked, self._failure = False, None
                     try:
                         submitted, error = await self._try(candidate, resources, recovery)
                     except _ServerGoneError:
@@ -140,7 +141,8 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
             submitted, error, said = None, refusal, "; ".join(str(reason) for reason in refusal.reasons)
         except exceptions.ManagedJobReachedMaxRetriesError as refusal:
             submitted, said = None, str(self._failure or refusal)
-            if isinstance(self._failure, requests.RequestException | exceptions.ApiServerConnectionError):
+            lost = isinstance(self._failure, requests.RequestException | exceptions.ApiServerConnectionError)
+            if lost or not self._asked:
                 await asyncio.to_thread(self._ledger.lost)
                 raise _ServerGoneError(said) from refusal
         except exceptions.ClusterSetUpError as failure:
@@ -155,6 +157,7 @@ class Strategy(recovery_strategy.FailoverStrategyExecutor):
 
     async def _await_launch_request(self, request_id: str, stream_task: asyncio.Future[Any]) -> None:
         """As SkyPilot's, which logs why a request failed, and then tells only that it failed."""
+        self._asked = True
         try:
             await super()._await_launch_request(request_id, stream_task)
         except Exception as error:

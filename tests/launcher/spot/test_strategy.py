@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from trainer.artifacts.journal import Journal, read_journal
 from trainer.artifacts.store import open_store
@@ -62,9 +63,11 @@ def executor(world: World, run: str, places: Sequence[dict[str, str]]) -> Any:
         world.asked.append(resources.region)
         if world.failures:
             failed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            failed.set_exception(world.failures.pop())
-            with suppress(Exception):
-                await made._await_launch_request("1", failed)
+            failed.set_exception(failure := world.failures.pop())
+            if not isinstance(failure, RuntimeError):  # that one comes before there is a request
+                with suppress(Exception):
+                    await made._await_launch_request("1", failed)
+            failed.exception()
             raise exceptions.ManagedJobReachedMaxRetriesError("after 1 retries")
         if resources.region in world.wrong and raise_on_failure:
             raise exceptions.ProvisionPrechecksError(reasons=[ValueError("no credentials")])
@@ -136,13 +139,16 @@ def test_a_recovery_goes_on_past_a_place_that_never_can_be_and_the_journal_says_
     assert refusal.data["error"] == "no credentials"
 
 
-def test_a_server_that_goes_away_during_a_request_says_nothing_of_the_region(tmp_path: Path) -> None:
-    import requests
-
+@pytest.mark.parametrize(
+    "failure", [requests.ConnectionError("refused"), RuntimeError("exited unexpectedly")]
+)
+def test_a_server_that_is_gone_or_does_not_start_says_nothing_of_the_region(
+    tmp_path: Path, failure: Exception
+) -> None:
     world = World()
     strategy = executor(world, str(tmp_path / "runs/x"), [EAST, WEST])
     asyncio.run(strategy.launch())
-    world.failures.append(requests.ConnectionError("refused"))
+    world.failures.append(failure)
 
     asyncio.run(strategy.recover())
 
