@@ -15,6 +15,8 @@ import psutil
 _SERVER = "sky.server.server"
 _EXECUTOR = "SkyPilot:executor:"
 _ANY = "SkyPilot:"
+# A process that was killed holds its port until the kernel has taken it down.
+_GONE_S = 10.0
 
 
 def end_leftovers(queue_port: int) -> list[int]:
@@ -24,8 +26,9 @@ def end_leftovers(queue_port: int) -> list[int]:
         with suppress(psutil.Error):  # it ended meanwhile, or is somebody else's
             if process.uids().real == os.getuid() and _is_child(process, queue_port) and _is_orphan(process):
                 process.kill()
-                ended.append(process.pid)
-    return ended
+                ended.append(process)
+    psutil.wait_procs(ended, timeout=_GONE_S)
+    return [process.pid for process in ended]
 
 
 def _is_child(process: psutil.Process, queue_port: int) -> bool:
