@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.artifacts.conftest import PART, Bucket
 from tests.artifacts.fault_proxy import FaultProxy, Request
-from trainer.artifacts.pace import Pace, carried
+from trainer.artifacts.pace import GivenUp, Pace, carried
 
 SMALL, LARGE = b"a small file", bytes(range(256)) * (PART // 100)  # the second goes in three parts
 
@@ -117,3 +117,13 @@ def test_the_look_at_a_file_before_it_is_sent_does_not_count_as_sending(
         s3(endpoint=https.url).put_file("a/key", tmp_path / "file")
 
     assert pace.sent == len(LARGE)
+
+
+def test_a_transfer_that_is_called_off_on_its_way_ends_as_one_called_off_over_tls_too(
+    s3: Bucket, https: FaultProxy, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(LARGE)
+    pace = Pace()
+    pace.stop("nobody wants it")
+    with carried(pace), pytest.raises(GivenUp, match="^nobody wants it$"):
+        s3(endpoint=https.url).put_file("a/key", tmp_path / "file")

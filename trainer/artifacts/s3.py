@@ -13,7 +13,7 @@ import base64
 import logging
 import secrets
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any
@@ -138,7 +138,8 @@ class S3Store(BucketStore):
 
     def _put(self, name: str, body: bytes | Slice, **more: Any) -> None:
         client = self._client
-        client.put_object(Bucket=self.bucket, Key=name, Body=body, **_sum_of(body, client), **more)
+        with body.own_errors() if isinstance(body, Slice) else nullcontext():
+            client.put_object(Bucket=self.bucket, Key=name, Body=body, **_sum_of(body, client), **more)
 
     def _send_parts(self, key: str, name: str, content: Slice) -> None:
         mark = secrets.token_hex(8)
@@ -165,17 +166,18 @@ class S3Store(BucketStore):
         return upload
 
     def _send_part(self, name: str, upload: str, number: int, part: Slice) -> dict[str, Any]:
-        client = self._client
-        summed = _sum_of(part, client)
-        sent = client.upload_part(
-            Bucket=self.bucket,
-            Key=name,
-            UploadId=upload,
-            PartNumber=number,
-            Body=part.again(),
-            ContentLength=len(part),
-            **summed,
-        )
+        client, body = self._client, part.again()
+        summed = _sum_of(body, client)
+        with body.own_errors():
+            sent = client.upload_part(
+                Bucket=self.bucket,
+                Key=name,
+                UploadId=upload,
+                PartNumber=number,
+                Body=body,
+                ContentLength=len(body),
+                **summed,
+            )
         # A service that knows no checksums says none, and is told none.
         told = {_SUM: summed[_SUM]} if _SUM in sent else {}
         return {"PartNumber": number, "ETag": sent["ETag"], **told}

@@ -17,7 +17,6 @@ from botocore.parsers import ResponseParserError
 
 from trainer.artifacts.patience import Fault, Kind
 from trainer.artifacts.probe import ALONE
-from trainer.errors import StoreError
 
 # 409: another request for the same key is under way. 400: what was sent did not arrive as it was sent.
 _AGAIN = {
@@ -86,9 +85,6 @@ def judge(error: Exception, bucket: str, endpoint: str) -> Fault | None:
     """None: not an error of S3 or of the way there."""
     if isinstance(error, broken.ClientError):
         return _answered(error, bucket, endpoint)
-    inner = getattr(error, "kwargs", {}).get("error")
-    if isinstance(inner, StoreError):  # raised by the file that was being sent
-        return Fault(Kind.FAILED, inner.message, inner.hint)
     if _in_circles(error):
         return _user("it redirects in circles", _ENDPOINT)
     for kinds, fault in _BROKEN:

@@ -27,6 +27,9 @@ class Slice(io.RawIOBase):
         self.descriptor, self.path, self.start, self.stop = descriptor, path, start, stop
         self._at = self._counted = start
         self._pace = pace
+        self._refused: StoreError | None = (
+            None  # why it could not be read on; a library may say it in its own words
+        )
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -46,13 +49,27 @@ class Slice(io.RawIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         left = self.stop - self._at
-        data = self._from(self._at, left if size is None or size < 0 else min(size, left))
-        self._at += len(data)
-        if self._pace is not None and self._at > self._counted:
-            # A library may read all of it twice, first for a signature: these bytes go over the wire once.
-            self._pace.let(self._at - self._counted)
-            self._counted = self._at
+        try:
+            data = self._from(self._at, left if size is None or size < 0 else min(size, left))
+            self._at += len(data)
+            if self._pace is not None and self._at > self._counted:
+                # A library may read all of it twice, first for a signature: these bytes go over the wire once.
+                self._pace.let(self._at - self._counted)
+                self._counted = self._at
+        except StoreError as error:
+            self._refused = error
+            raise
         return data
+
+    @contextmanager
+    def own_errors(self) -> Iterator[None]:
+        """Around a library that sends it: what reading raised comes out as it was, however the library wrapped it."""
+        try:
+            yield
+        except Exception:
+            if self._refused is not None:
+                raise self._refused from None
+            raise
 
     def pieces(self, size: int) -> Iterator[bytes]:
         """All of it, for a look before it is sent: the pace does not mind."""
@@ -72,7 +89,12 @@ class Slice(io.RawIOBase):
         return data
 
     def readinto(self, buffer: Any) -> int:
-        data = self.read(len(buffer))
+        """A look as well: of all libraries here only awscrt reads so, for the signature, and then `read` is called.
+
+        Nothing is held back or called off in it: awscrt prints a traceback for whatever its reading raises.
+        """
+        data = self._from(self._at, min(len(buffer), self.stop - self._at))
+        self._at += len(data)
         buffer[: len(data)] = data
         return len(data)
 
