@@ -134,7 +134,8 @@ def _settings(path: Path, values: Mapping[str, str]) -> Written:
     text = "\n".join([text.rstrip("\n"), *missing]) + "\n"
     for name, value in values.items():
         line = f"{name}={value}"
-        text, found = re.subn(rf"(?m)^{name}=.*$", lambda match, line=line: line, text, count=1)  # type: ignore[misc]
+        # No value has a backslash (_quoted), so the line stands for itself in a pattern's replacement.
+        text, found = re.subn(rf"(?m)^{name}=.*$", line, text, count=1)
         text += "" if found else f"{line}\n"
     if text == there:
         return Written(path, "as it was")

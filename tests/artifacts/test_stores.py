@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.artifacts.conformance import *  # noqa: F403
+from tests.artifacts.conformance import *  # noqa: F403  (each of its tests is one of this file's)
 from tests.artifacts.conformance import keys, together
 from tests.artifacts.conftest import Bucket
 from tests.artifacts.fault_proxy import FaultProxy, Sometimes, Trouble

@@ -36,7 +36,7 @@ from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, PreTrainedModel
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(REPOSITORY))  # a script finds what follows only now: hence E402
 
 from trainer.artifacts.fencing import Lease, claim  # noqa: E402
 from trainer.artifacts.journal import Journal  # noqa: E402
