@@ -347,3 +347,7 @@ def test_broken_html_is_read_as_a_browser_reads_it_or_rejected(page: str, markdo
         return
     assert markdown is None or text == markdown
     assert len(text) < 10_000
+
+
+def test_a_page_cannot_speak_of_the_blocks_of_code_that_were_taken_out_of_it() -> None:
+    assert to_markdown(PAGE.format('<p>a</p><PRE vlaunch-code="7">b</PRE>')) == "a\n\n```\nb\n```"

@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 
 from tests.data.shown import render, shown_by
 from trainer.data.html import looks_like_html, to_markdown
+from trainer.data.html_page import page_markdown
+from trainer.data.html_tags import parsed, without_code
+from trainer.data.html_walk import markdown_of
 
 # Every character that begins something in Markdown, with words, numbers and spaces around.
 TEXTS = st.lists(
@@ -119,6 +122,63 @@ def test_markdown_is_no_html_so_cleaning_twice_is_cleaning_once(page: str) -> No
 def test_the_short_way_without_a_parser_writes_what_the_long_way_writes(page: str) -> None:
     # An upper case tag is unusual enough to send the page through lexbor.
     assert to_markdown(page) == to_markdown(page.replace("<div class", "<DIV class", 1))
+
+
+# Pages as chat sites write them: every tag bare, every element closed where it was opened.
+LINES = ESCAPED.filter(str.strip) | st.sampled_from(
+    [
+        "one",
+        "- two",
+        "3. three",
+        "<code>a_b c</code>",
+        "see <strong>this</strong>.",
+        "<em>x</em> y",
+        'a <a href="u?v=1&amp;w=2">b</a>',
+    ]
+)
+PARAGRAPHS = st.builds("<p>{}</p>".format, LINES)
+CHAT_TABLES = st.builds(
+    "<table><thead><tr><th>{}</th><th>{}</th></tr></thead><tbody><tr><td>{}</td><td></td></tr></tbody></table>".format,
+    LINES,
+    LINES,
+    LINES,
+)
+CHAT_LEAVES = st.one_of(
+    PARAGRAPHS,
+    st.builds("<h{0}>{1}</h{0}>".format, st.integers(1, 6), LINES),
+    BAR_BLOCKS,
+    CHAT_TABLES,
+)
+
+
+def chat_blocks(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    several = st.lists(inner, max_size=2).map("".join)
+    items = st.lists(st.builds("<li>{}{}</li>".format, LINES | PARAGRAPHS, several), min_size=1, max_size=3)
+    return st.builds("<{0}>{1}</{0}>".format, st.sampled_from(["ul", "ol"]), items.map("".join)) | st.builds(
+        "<blockquote>{}{}</blockquote>".format, PARAGRAPHS, several
+    )
+
+
+CHAT_PAGES = st.lists(st.recursive(CHAT_LEAVES, chat_blocks, max_leaves=8), min_size=1, max_size=3).map(
+    "".join
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(CHAT_PAGES)
+def test_a_page_of_a_chat_site_becomes_what_the_parser_and_the_walk_make_of_it(page: str) -> None:
+    bare, code = without_code(f'<div class="markdown">{page}</div>')
+    assert page_markdown(bare, code) in (None, markdown_of(parsed(bare), code))
+
+
+def test_a_usual_page_of_a_chat_site_takes_no_parser() -> None:
+    page = (
+        '<div class="markdown prose"><p>One <code>a_b</code> and <strong>two</strong>, 3 &lt; 4.</p><h3>Five</h3>'
+        "<ol><li>six<ul><li>seven</li><li>eight</li></ul></li><li><p>nine</p><p>ten</p></li></ol>"
+        "<blockquote><p>eleven</p></blockquote><table><thead><tr><th>a</th><th>b</th></tr></thead><tbody><tr>"
+        '<td>1</td><td></td></tr></tbody></table><p>See <a href="https://a.b/c">there</a>.</p></div>'
+    )
+    assert page_markdown(page, ()) == to_markdown(page.replace("<div class", "<DIV class"))
 
 
 @settings(max_examples=200, deadline=None)

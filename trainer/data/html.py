@@ -3,9 +3,9 @@
     looks_like_html(text)      is this message HTML that a chat page showed?
     to_markdown(html)          its Markdown
 
-    html_tags.py    any HTML -> well-formed tags and texts
+    html_page.py    pages as chat sites write them, nearly all: html_runs.py their tags, html_text.py their texts
+    html_tags.py    any other HTML -> well-formed tags and texts
     html_walk.py    what becomes what; html_inline.py in a paragraph; html_code.py blocks of code
-    html_leaves.py  the quick way for most elements
     markdown.py     paragraphs written so that they render right; markdown_blocks.py blocks, likewise
     mathml.py       formulas -> TeX
 
@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import re
 
-from trainer.data.html_tags import DEEPEST, LONGEST, HtmlRejected, cut
-from trainer.data.html_walk import Walker
+from trainer.data.html_page import page_markdown
+from trainer.data.html_tags import DEEPEST, LONGEST, HtmlRejected, parsed, without_code
+from trainer.data.html_walk import markdown_of
 
 __all__ = ["DEEPEST", "LONGEST", "HtmlRejected", "looks_like_html", "to_markdown"]
 
@@ -58,10 +59,12 @@ def _without_code(text: str) -> str:
 
 
 def to_markdown(html: str) -> str:
-    """The Markdown of this HTML. Raises HtmlRejected. Cost: about 40 MB of chat HTML per CPU second."""
-    walker = Walker(*cut(html))
+    """The Markdown of this HTML. Raises HtmlRejected. Cost: about 45 MB of chat HTML per CPU second."""
+    html, code = without_code(html)
+    written = page_markdown(html, code)
+    if written is not None:
+        return written
     try:
-        walker.walk()
+        return markdown_of(parsed(html), code)
     except RecursionError as error:  # of tex_of, the one function here that recurs, and stops itself
         raise HtmlRejected("a formula is nested too deep") from error
-    return walker.result()

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from trainer.data.html_leaves import MARKS
 from trainer.data.html_tags import attributes_of, code_of, plain_text
 from trainer.data.markdown import RAW_TAGS, Piece
 from trainer.data.markdown_blocks import Block, code_span, destination, fenced
@@ -18,6 +17,7 @@ from trainer.data.mathml import tex_of
 if TYPE_CHECKING:
     from trainer.data.html_walk import Walker
 
+_MARKS = {"strong": "**", "b": "**", "em": "*", "i": "*", "del": "~~", "s": "~~", "strike": "~~"}
 _BUTTONS = {
     "",
     "copy",
@@ -33,7 +33,7 @@ _SPACE_RUNS = re.compile(r"\s+")
 
 
 def _open_mark(walker: Walker, name: str, attributes: str) -> None:
-    text = MARKS[name]
+    text = _MARKS[name]
     if any(piece.text == text for piece in walker.opened):
         text = ""  # bold in bold is bold
     piece = Piece("open", text)
@@ -143,7 +143,7 @@ INLINE: dict[str, Callable[[Walker, str, str], None]] = {
     "button": _button,
     "span": _span,
     "math": _math_element,
-    **{name: _open_mark for name in MARKS},
-    **{"/" + name: _close_mark for name in MARKS},
+    **{name: _open_mark for name in _MARKS},
+    **{"/" + name: _close_mark for name in _MARKS},
     **{tag[1:-1]: _raw_tag for tag in RAW_TAGS},
 }

@@ -1,17 +1,16 @@
 """HTML of any kind -> well-formed tags and texts, as a browser's parser reads it.
 
 lexbor (by selectolax), a browser-grade parser, makes any input a tree and writes it back as well-formed HTML; one
-regex then cuts that. Asking Python for every node of the tree costs twice as much. HTML that a parser would leave as
-it is, the usual case, is recognised while it is cut, and the blocks of code of ChatGPT's page, which hold most of all
-tags, are taken out before.
+regex then cuts that. Asking Python for every node of the tree costs twice as much. The blocks of code of ChatGPT's
+page, which hold most of all tags, are taken out before.
 """
 
 from __future__ import annotations
 
 import re
+import secrets
 from collections import Counter
 from html import unescape
-from typing import Any
 
 from trainer.data.markdown_blocks import Block, fenced
 from trainer.data.mathml import Tag
@@ -35,23 +34,8 @@ class HtmlRejected(ValueError):
         self.detail = detail
 
 
-# HTML that lexbor has written: text, then six strings for each tag. An element that holds nothing but text and plain
-# markup, or a list or table of nothing else, is a leaf, taken whole: ("li" for <li><p>, name, inside, None, None, text
-# behind). Any other tag: (None, None, None, name with "/", attributes, text behind).
-PHRASE = r"(?:[^<]++|<(?:code>[^<]*+</code>|strong>[^<]*+</strong>|em>[^<]*+</em>))*+"
-_CELLS = r"<tr>(?:<t[dh]>[^<]*+</t[dh]>)++</tr>"
-_LEAF = (
-    r"<(?:(?:(li)><p>|(p|li|ol|ul|table|td|th|code|strong|em|b|i|h[1-6])>)"
-    rf"({PHRASE}|(?:\s*+<li>(?:<p>{PHRASE}</p>|{PHRASE})</li>)++\s*+"
-    rf"|<thead>{_CELLS}</thead><tbody>(?:{_CELLS})++</tbody>)</(?(1)p></li|\2)>"
-)
-# Attributes as a page writes them: a tag that is never closed is given up at the next "<".
-_PAGE_TAG = re.compile(_LEAF + r'|(/?[a-z][^\s/<>"]*)((?:[^<>"]++|"[^"<>]*+")*+)>)')
-# As lexbor writes them: values may hold "<" and ">". The limit is for names of attributes that hold quotation marks.
-_WRITTEN = r'(/?[a-z][^\s/<>"]*)((?:[^>"]++|"[^"]*+"){0,200}+)>'
-_WRITTEN_TAG = re.compile(_LEAF + "|" + _WRITTEN + ")")
-_ANY_TAG = re.compile("<" + _WRITTEN)
-_HELD = {"ol": "<li>", "ul": "<li>", "table": "<thead>"}
+# A tag as lexbor writes it: values may hold "<" and ">". The limit is for attributes whose names hold quotation marks.
+_TAG = re.compile(r'<(/?[a-z][^\s/<>"]*)((?:[^>"]++|"[^"]*+"){0,200}+)>')
 # The code block of ChatGPT's page: a bar with the language and a button, then the code in spans.
 # Most of a message's tags are in these. They are taken out before lexbor sees it, if they hold
 # nothing but spans; a <pre> with their number stands for them.
@@ -63,7 +47,8 @@ _CHAT_CODE = re.compile(
     r'([^<]*+(?:</?span(?: class="[^"<>]*")?>[^<]*+)*+)</code></div></div></pre>'
 )
 _SPAN = re.compile(r'</?span(?: class="[^"<>]*")?>')
-STAND_IN = "<pre vlaunch-code="
+# Stands where a block of code was, before its number. Another word in every process: no page can say it.
+STAND_IN = f"<pre vlaunch-{secrets.token_hex(8)}="
 # What is no text and may hold anything.
 _RAW_TEXT = re.compile(
     r"<!--.*?-->"
@@ -82,7 +67,8 @@ _ATTRIBUTE = re.compile(r'([^\s"=]+)="([^"]*)"')
 _LANGUAGE = re.compile(r"(?:^|\s)(?:language-|lang-|highlight-source-|brush:\s*)([^\s`\"&<>]+)")
 
 
-def cut(html: str) -> tuple[list[Any], list[Block]]:
+def without_code(html: str) -> tuple[str, list[Block]]:
+    """The page with line ends as a parser makes them, its blocks of code taken out, and those. Raises HtmlRejected."""
     if len(html) > LONGEST:
         raise HtmlRejected(f"{len(html):,} characters in one message, the most is {LONGEST:,}")
     if "\r" in html:
@@ -90,12 +76,13 @@ def cut(html: str) -> tuple[list[Any], list[Block]]:
     if "\0" in html:
         html = html.replace("\0", "\ufffd")
     blocks: list[Block] = []
-    if "Copy code" in html and STAND_IN not in html:
+    if "Copy code" in html:
         html = _CHAT_CODE.sub(lambda match: _chat_code(match, blocks), html)
-    if not _ODD_ENTITY.search(html):
-        tokens = _PAGE_TAG.split(html)
-        if _is_settled(tokens):
-            return tokens, blocks
+    return html, blocks
+
+
+def parsed(html: str) -> list[str]:
+    """Text, then a tag's name, its attributes and the text behind, for each tag. Raises HtmlRejected."""
     from selectolax.lexbor import LexborHTMLParser
 
     if html.count("<") > _MANY_TAGS:
@@ -108,66 +95,34 @@ def cut(html: str) -> tuple[list[Any], list[Block]]:
         raise HtmlRejected("it has no body")
     if "<!--" in written:
         written = _RAW_TEXT.sub("", written)
-    tokens = _WRITTEN_TAG.split(written)
-    if not _RAW_NAMES.isdisjoint(tokens[4::6]):
-        tokens = _WRITTEN_TAG.split(_RAW_TEXT.sub("", written))
-    return tokens, blocks
+    tokens = _TAG.split(written)
+    if not _RAW_NAMES.isdisjoint(tokens[1::3]):
+        tokens = _TAG.split(_RAW_TEXT.sub("", written))
+    return tokens
 
 
-# What may stand where so that a browser's parser would change nothing, in the HTML of chat pages.
-_FLOW = frozenset(
-    "p div ol ul table pre blockquote h1 h2 h3 h4 h5 h6 hr code strong em a br b i span".split()
-)
-PHRASES = frozenset("code strong em a br b i span".split())
-_MAY_HOLD: dict[str, frozenset[str]] = {
-    **dict.fromkeys(("", "div", "li", "blockquote", "td", "th"), _FLOW),
-    **dict.fromkeys(("p", "h1", "h2", "h3", "h4", "h5", "h6"), PHRASES),
-    "ol": frozenset(("li",)),
-    "ul": frozenset(("li",)),
-    "table": frozenset(("thead", "tbody")),
-    "thead": frozenset(("tr",)),
-    "tbody": frozenset(("tr",)),
-    "tr": frozenset(("td", "th")),
-    "strong": frozenset(("code", "em", "br")),
-    "em": frozenset(("code", "strong", "br")),
-    "a": frozenset(("code", "strong", "em")),
-}
-_ONLY_SPACES = frozenset(("table", "thead", "tbody", "tr"))
+# Markup of text that a parser leaves as it is where each is closed inside what it was opened in.
+_PHRASES = frozenset("a b code del em i kbd s span strong sub sup u".split())
 _ODD_ENTITY = re.compile(r"&(?!(?:lt|gt|amp|quot|nbsp);)")
 _PLAIN_ATTRIBUTES = re.compile(r'(?: [a-z-]+="[^"&<>]*(?:&amp;[^"&<>]*)*")*')
-_NOTHING: frozenset[str] = frozenset()
 
 
-def _is_settled(tokens: list[Any]) -> bool:
-    """Whether a parser would make of this what it says: then lexbor, a fifth of the time, is not needed."""
-    path = [""]
-    holds = _FLOW
-    if "<" in tokens[0]:
-        return False
-    rest = iter(tokens)
-    next(rest)
-    for _, leaf, inside, name, attributes, text in zip(rest, rest, rest, rest, rest, rest, strict=True):
-        if inside is not None:
-            if (leaf or "li") not in holds:
-                return False
-            if "<li" in inside or "<t" in inside:
-                if not inside.lstrip().startswith(_HELD.get(leaf, "\0")):
-                    return False
-            elif leaf in _HELD:
-                return False
-        elif name[0] == "/":
-            if name[1:] != path.pop() or not path:
-                return False
-            holds = _MAY_HOLD[path[-1]]
-        else:
-            if name not in holds or (attributes and not _PLAIN_ATTRIBUTES.fullmatch(attributes)):
-                return False
-            if name != "br" and name != "hr":
-                path.append(name)
-                holds = _MAY_HOLD.get(name, _NOTHING)
-        if text and ("<" in text or (path[-1] in _ONLY_SPACES and text.strip())):
-            return False
-    return len(path) == 1
+def tags_of_phrase(written: str) -> list[str] | None:
+    """As `parsed`, for text with markup; None if that takes a parser."""
+    tokens = _TAG.split(written)
+    opened: list[str] = []
+    for name in tokens[1::3]:
+        if name[0] == "/":
+            if not opened or opened.pop() != name[1:]:
+                return None
+        elif name != "br":
+            if name not in _PHRASES or name in opened:
+                return None
+            opened.append(name)
+    plain = all(not each or _PLAIN_ATTRIBUTES.fullmatch(each) for each in tokens[2::3])
+    if opened or not plain or any("<" in text for text in tokens[::3]) or _ODD_ENTITY.search(written):
+        return None
+    return tokens
 
 
 def _chat_code(match: re.Match[str], blocks: list[Block]) -> str:
@@ -177,14 +132,14 @@ def _chat_code(match: re.Match[str], blocks: list[Block]) -> str:
     blocks.append(
         Block(
             "code",
-            fenced(_unescaped(code) if "&" in code else code, language[1] if language else bar),
+            fenced(unescaped(code) if "&" in code else code, language[1] if language else bar),
             interrupts=True,
         )
     )
     return f'{STAND_IN}"{len(blocks) - 1}"></pre>'
 
 
-def _unescaped(code: str) -> str:
+def unescaped(code: str) -> str:
     """As `html.unescape`, which calls a function for each entity; five of them are nearly all that code has."""
     usual = code.replace("&#x27;", "'").replace("&#39;", "'")
     return unescape(code) if _ODD_ENTITY.search(usual) else plain_text(usual)
@@ -228,13 +183,6 @@ def plain_text(written: str) -> str:
 
 
 # --- tags -------------------------------------------------------------------------------------
-
-
-def leaf_tags(item: str | None, name: str | None, inside: str, behind: str) -> list[Tag]:
-    """A leaf cut into its tags."""
-    whole = f"<{name}>{inside}</{name}>" if item is None else f"<li><p>{inside}</p></li>"
-    _, *rest = _ANY_TAG.split(whole + behind)
-    return [Tag(*rest[at : at + 3]) for at in range(0, len(rest), 3)]
 
 
 def code_of(tags: list[Tag]) -> str:

@@ -1,26 +1,22 @@
 """One walk over the tags and texts of a message, which writes its Markdown block by block.
 
-The rules of what becomes what. There is no recursion: open blocks are a stack of frames, and elements that hold text
-alone, most of them, are written at once (html_leaves.py). How Markdown must be written so that it renders to exactly
-this text is in markdown.py and markdown_blocks.py.
+The rules of what becomes what. There is no recursion: open blocks are a stack of frames. How Markdown must be written
+so that it renders to exactly this text is in markdown.py and markdown_blocks.py.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from trainer.data.html_code import code_blocks
 from trainer.data.html_inline import INLINE
-from trainer.data.html_leaves import LEAVES
 from trainer.data.html_tags import (
     DEEPEST,
     STAND_IN,
     HtmlRejected,
     attributes_of,
     language_of,
-    leaf_tags,
     number_of,
     plain_text,
 )
@@ -35,7 +31,23 @@ from trainer.data.markdown_blocks import (
 from trainer.data.mathml import Tag
 
 _REGENERATED = re.compile(r"(\d{1,3}) ?/ ?(\d{1,3})")
-_COPIED = re.compile(r"Copy\d+ chars / \d+ words")
+COPIED = re.compile(r"Copy\d+ chars / \d+ words")
+
+
+def markdown_of(tokens: list[str], code: Sequence[Block]) -> str:
+    """The Markdown of a page. tokens: as html_tags.parsed gives them."""
+    walker = Walker(tokens, code)
+    walker.walk()
+    return walker.result()
+
+
+def phrase(tokens: list[str]) -> str | None:
+    """The Markdown of text with markup; None if it is not one line."""
+    walker = Walker(tokens, ())
+    walker.walk()
+    walker.flush()
+    blocks = walker.frame.blocks
+    return blocks[0].text if len(blocks) == 1 and "\n" not in blocks[0].text else None
 
 
 class _Frame:
@@ -57,10 +69,10 @@ class _Frame:
 class Walker:
     """One walk over the tags and texts of one message."""
 
-    def __init__(self, tokens: list[Any], code: list[Block]) -> None:
+    def __init__(self, tokens: list[str], code: Sequence[Block]) -> None:
         rest = iter(tokens)
         self.first = next(rest)
-        self.tags: Iterator[tuple[Any, ...]] = zip(rest, rest, rest, rest, rest, rest, strict=True)
+        self.tags = zip(rest, rest, rest, strict=True)
         self.code = code  # the blocks that were taken out before
         self.text = ""  # behind the tag that is acted on
         self.parts: list[str | Piece] = []  # the paragraph so far
@@ -74,20 +86,16 @@ class Walker:
         self.counter: int | None = None  # where among the root's blocks a "2 / 3" may stand
 
     def walk(self) -> None:
-        actions, leaves, add_text = _ACTIONS, LEAVES, self.add_text
         if self.first:
-            add_text(self.first)
-        for _, leaf, inside, name, attributes, text in self.tags:
-            if inside is not None:
-                leaves[leaf or "li"](self, leaf, inside)
-            else:
-                action = actions.get(name)
-                if action is not None:
-                    self.text = text
-                    action(self, name, attributes)
-                    text = self.text  # where the action took more tags, what is behind the last one
+            self.add_text(self.first)
+        for name, attributes, text in self.tags:
+            action = _ACTIONS.get(name)
+            if action is not None:
+                self.text = text
+                action(self, name, attributes)
+                text = self.text  # where the action took more tags, what is behind the last one
             if text:
-                add_text(text)
+                self.add_text(text)
 
     def add_text(self, written: str) -> None:
         text = plain_text(written) if "&" in written else written
@@ -107,7 +115,7 @@ class Walker:
         blocks = self.frame.blocks
         if self.counter == 0 and len(blocks) > 1:
             del blocks[0]
-        if len(blocks) > 1 and _COPIED.fullmatch(blocks[-1].text):
+        if len(blocks) > 1 and COPIED.fullmatch(blocks[-1].text):
             del blocks[-1]
         return "\n\n".join(block.text for block in blocks)
 
@@ -320,10 +328,7 @@ class Walker:
         depth, closing = 1, "/" + name
         inside = [Tag("", "", self.text)]
         self.text = ""
-        for item, leaf, within, tag, attributes, text in self.tags:
-            if within is not None:
-                inside += leaf_tags(item, leaf, within, text)
-                continue
+        for tag, attributes, text in self.tags:
             if tag == name:
                 depth += 1
             elif tag == closing:
@@ -346,15 +351,6 @@ class Walker:
         else:
             for block in code_blocks(self.capture("pre"), language_of(attributes)):
                 self.add(block)
-
-    def long_way(self, name: str | None, inside: str) -> None:
-        """The same, tag by tag."""
-        rest, behind = self.tags, self.text
-        tags = leaf_tags(None if name else "li", name, inside, "")
-        self.tags = iter([(None, None, None, *tag) for tag in tags])
-        self.first = ""
-        self.walk()
-        self.tags, self.text = rest, behind
 
 
 _BLOCKS = """address article aside body caption center dd details dialog dir dl dt fieldset figcaption figure

@@ -68,7 +68,16 @@ def destination(url: str, title: str) -> str:
 
 
 def quoted(text: str) -> str:
-    return "> " + re.sub(r"\n(.?)", lambda match: "\n> " + match[1] if match[1] else "\n>", text)
+    return "> " + with_prefix(text, "> ")
+
+
+def with_prefix(text: str, prefix: str) -> str:
+    """Lines after the first begin with it; an empty one with as much of it as is seen."""
+    if not prefix or "\n" not in text:
+        return text
+    bare = prefix.rstrip()
+    first, *lines = text.split("\n")
+    return "\n".join((first, *(prefix + line if line else bare for line in lines)))
 
 
 def _item_text(blocks: Sequence[Block], loose: bool) -> str:
@@ -110,18 +119,9 @@ def list_block(items: Sequence[tuple[int, list[Block]]], ordered: bool, previous
         else:
             lines.append(bullet[:-1])
             continue
-        lines.append(bullet + (_indented(text, " " * len(bullet)) if "\n" in text else text))
+        lines.append(bullet + with_prefix(text, " " * len(bullet)))
     interrupts = bool(items[0][1]) and (not ordered or start == 1)
     return Block("list", ("\n\n" if loose else "\n").join(lines), marker, interrupts)
-
-
-def _indented(text: str, indent: str) -> str:
-    """Lines after the first are indented, empty ones are not."""
-    text = text.replace("\n", "\n" + indent)
-    empty = "\n" + indent + "\n"
-    if empty in text:
-        text = text.replace(empty, "\n\n").replace(empty, "\n\n")
-    return text
 
 
 def table_block(rows: Sequence[Sequence[str]], alignment: Sequence[str]) -> str:
