@@ -18,8 +18,8 @@ from trainer.data.mathml import Tag
 # Deeper than any answer; CommonMark renderers stop at 20 to 100 levels. Every level of a quote or a
 # list indents all its lines again, so without a limit a bomb would grow with the square of its size.
 DEEPEST = 100
-# lexbor needs about 10 bytes for each byte of HTML: 16 MiB stays far under what a worker may take.
-LONGEST = 16 * 2**20
+# The walk needs up to 60 bytes for each byte of HTML (a list of a million items): 4 MiB stay under 250 MB.
+LONGEST = 4 * 2**20
 # Looked at only in messages with more tags than this. Time to parse grows with the square of the depth (0.1 s for
 # 10,000). Open formatting elements are opened again in every paragraph that follows (HTML 13.2.4.3), so n of them
 # before n paragraphs make n * n elements; 300,000 take about 2 s and 100 MB.
