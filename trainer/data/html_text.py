@@ -21,7 +21,8 @@ _AS_IT_STANDS = re.compile(
     )*+""",
     re.VERBOSE,
 )
-_MARKS = (("code>", "`"), ("strong>", "**"), ("em>", "*"))
+_MARK = re.compile("(</?(?:code|strong|em)>)")
+_MARKS = {"<code>": "`", "<strong>": "**", "<em>": "*", "</code>": "`", "</strong>": "**", "</em>": "*"}
 _EDGES = LINE_STARTS | {" "}
 
 
@@ -60,11 +61,11 @@ def _line(text: str) -> str:
 
 
 def _marked(text: str) -> str:
-    if "<" in text:
-        for tag, mark in _MARKS:
-            if tag in text:
-                text = text.replace("<" + tag, mark).replace("</" + tag, mark)
-    return text
+    if "<" not in text:
+        return text
+    pieces = _MARK.split(text)
+    pieces[1::2] = map(_MARKS.__getitem__, pieces[1::2])
+    return "".join(pieces)
 
 
 def _text(written: str) -> str | None:
