@@ -69,28 +69,29 @@ def _may_stand(texts: list[str], html: str) -> bool:
 
 
 def _joined(runs: list[str], texts: list[str], code: Sequence[Block]) -> str:
-    out: list[str] = []
-    lists: list[int] = []  # where in `out` each that is open begins
+    glues: list[str] = []
+    lists: list[int] = []  # of each that is open, where in `glues` its gaps begin
     state = _AUTOMATON.beginning()
-    for run, text in zip(runs, texts, strict=True):
+    for run in runs:
         glue, state = state[run]
-        if isinstance(glue, str):
-            out.append(glue)
-        else:
-            _act(glue, out, lists, code)
-        out.append(text)
-    return "".join(out)
+        glues.append(glue if isinstance(glue, str) else _written(glue, glues, lists, code))
+    both = glues + texts
+    both[::2], both[1::2] = glues, texts
+    return "".join(both)
 
 
-def _act(glue: Sequence[Part], out: list[str], lists: list[int], code: Sequence[Block]) -> None:
-    """Writes a glue that is more than text."""
+def _written(glue: Sequence[Part], glues: list[str], lists: list[int], code: Sequence[Block]) -> str:
+    """A glue that is more than text, behind those before it."""
+    text = ""
     for part in glue:
         if isinstance(part, str):
-            out.append(part)
+            text += part
         elif isinstance(part, CodeBlock):
-            out.append(with_prefix(code[part.number].text, part.prefix))
+            text += with_prefix(code[part.number].text, part.prefix)
         elif isinstance(part, ListBegins):
-            lists.append(len(out))
+            lists.append(len(glues) + 1)
         else:
-            begin = lists.pop()
-            out[begin:] = ["".join(out[begin:]).replace(GAP, part.gap)]
+            text = text.replace(GAP, part.gap)
+            for at in range(lists.pop(), len(glues)):
+                glues[at] = glues[at].replace(GAP, part.gap)
+    return text

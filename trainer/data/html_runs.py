@@ -38,7 +38,7 @@ class CodeBlock(NamedTuple):
 
 
 class ListBegins(NamedTuple):
-    """From here on gaps are of this list."""
+    """From the next glue on gaps are of this list."""
 
 
 class ListEnds(NamedTuple):
@@ -164,6 +164,7 @@ class _Writer:
         _expect(closed.name == name and (closed.last != "" or name in ("th", "td")))
         self.opened.pop()
         if name in ("ul", "ol"):
+            _expect(ListBegins() not in self.parts)  # a list without a text, for gaps to be between
             self.parts.append(ListEnds("\n" + closed.prefix.rstrip() if closed.loose else ""))
         elif name == "tr":
             self._row_ends(closed)
