@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trainer.conversation import Conversation, Turn
 from trainer.data.clean import Rejection
-from trainer.data.language import CODES, UNKNOWN, Language, LanguageRule, detect, detect_text, language_rule
+from trainer.data.language import (
+    CODES,
+    UNKNOWN,
+    Language,
+    LanguageRule,
+    detect,
+    detect_text,
+    language_rule,
+    model,
+)
+from trainer.data.language_model import BREAK
 from trainer.errors import ConfigError
 
 SENTENCES = {
@@ -33,19 +48,19 @@ def dialogue(question: str, answer: str) -> Conversation:
 @pytest.mark.parametrize("code", CODES)
 def test_a_sentence_of_each_language_is_known(code: str) -> None:
     assert detect_text(SENTENCES[code]).code == code
-    assert detect(dialogue(SENTENCES[code], SENTENCES[code])).confidence > 0.6
+    assert detect([dialogue(SENTENCES[code], SENTENCES[code])])[0].confidence > 0.6
 
 
 @pytest.mark.parametrize("code", CODES)
 def test_code_and_addresses_do_not_count_as_english(code: str) -> None:
     text = f"{PROGRAM}\n\n{SENTENCES[code]}\n\nhttps://example.com/the/best/answer/of/them/all `return value`"
-    assert detect(dialogue(text, text)).code == code
+    assert detect([dialogue(text, text)])[0].code == code
 
 
 @pytest.mark.parametrize("text", ["", "42", "?!", PROGRAM, "https://example.com/about-us", "x = 1"[4:]])
 def test_what_has_no_words_is_unknown(text: str) -> None:
     assert detect_text(text) == Language(UNKNOWN, 0.0)
-    assert detect(dialogue(text, text)).code == UNKNOWN
+    assert detect([dialogue(text, text)])[0].code == UNKNOWN
 
 
 def test_the_system_turn_does_not_count() -> None:
@@ -54,11 +69,49 @@ def test_the_system_turn_does_not_count() -> None:
         Turn("user", SENTENCES["ko"]),
         Turn("assistant", "네"),
     )
-    assert detect(Conversation("x", turns)).code == "ko"
+    assert detect([Conversation("x", turns)])[0].code == "ko"
 
 
 def test_a_megabyte_of_text_is_judged_by_its_beginning() -> None:
     assert detect_text(SENTENCES["nl"] * 10_000).code == "nl"
+
+
+def test_many_conversations_are_judged_as_each_by_itself() -> None:
+    texts = ["", *SENTENCES.values(), "42", *(text[:9] for text in SENTENCES.values())] * 13
+    conversations = [dialogue(text, text[::-1]) for text in texts]
+    assert detect(conversations) == [detect([each])[0] for each in conversations]
+    assert detect([]) == []
+
+
+@cache
+def py3langid() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier.set_languages(CODES)
+    return identifier
+
+
+# A piece of what people write, or what nobody does.
+PIECES = st.one_of(st.sampled_from(sorted(SENTENCES.values())), st.text(max_size=9), st.just("naïve Ⅷ "))
+CUT = st.builds(lambda piece, begin, end: piece[begin:end], PIECES, st.integers(0, 40), st.integers(1, 80))
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(CUT, max_size=4).map("".join), max_size=5))
+def test_the_answers_are_those_of_py3langid(texts: list[str]) -> None:
+    texts = [text.replace(BREAK, "") for text in texts]
+    for text, (code, share) in zip(texts, model().classify(texts), strict=True):
+        expected = dict(py3langid().rank(text))
+        assert share == pytest.approx(expected[code], abs=1e-4)
+        assert share == pytest.approx(max(expected.values()), abs=1e-4)
+
+
+def test_what_we_rely_on_in_py3langid_s_model_holds() -> None:
+    found = model()
+    assert not found.moves[:: 1 << 8].any(), "an n-gram holds the mark between two texts"
+    assert sorted(found.codes) == sorted(CODES), "a code has two columns: their shares would have to be added"
+    assert len(found.row) == len(found.feature)
 
 
 def test_keep_drops_other_languages_and_skip_the_named_ones() -> None:

@@ -91,8 +91,8 @@ def _import_tools(settings: Settings) -> None:
     if settings.dedupe:
         import trainer.data.signatures  # noqa: F401
     if settings.language or settings.detect_language:
-        from trainer.data.language import detector
+        from trainer.data.language import model
 
-        detector()
+        model()
     if settings.split:
         settings.split.counter()

@@ -135,7 +135,7 @@ def corpus_stats(
 def _language(conversation: Conversation) -> str:
     from trainer.data.language import detect
 
-    return detect(conversation).code
+    return detect([conversation])[0].code
 
 
 def histogram(lengths: Counter[int]) -> list[Bucket]:
