@@ -18,8 +18,8 @@ from trainer.data.language import (
     LanguageRule,
     detect,
     detect_text,
+    detector,
     language_rule,
-    model,
 )
 from trainer.data.language_model import BREAK
 from trainer.errors import ConfigError
@@ -101,14 +101,14 @@ CUT = st.builds(lambda piece, begin, end: piece[begin:end], PIECES, st.integers(
 @given(st.lists(st.lists(CUT, max_size=4).map("".join), max_size=5))
 def test_the_answers_are_those_of_py3langid(texts: list[str]) -> None:
     texts = [text.replace(BREAK, "") for text in texts]
-    for text, (code, share) in zip(texts, model().classify(texts), strict=True):
+    for text, (code, share) in zip(texts, detector().classify(texts), strict=True):
         expected = dict(py3langid().rank(text))
         assert share == pytest.approx(expected[code], abs=1e-4)
         assert share == pytest.approx(max(expected.values()), abs=1e-4)
 
 
 def test_what_we_rely_on_in_py3langid_s_model_holds() -> None:
-    found = model()
+    found = detector()
     assert not found.moves[:: 1 << 8].any(), "an n-gram holds the mark between two texts"
     assert sorted(found.codes) == sorted(CODES), "a code has two columns: their shares would have to be added"
     assert len(found.row) == len(found.feature)

@@ -98,7 +98,7 @@ def _judge(samples: Sequence[str]) -> list[Language]:
     """Of words, as `_sample` gives them."""
     judged = [at for at, words in enumerate(samples) if _has_letters(words)]
     found = [NO_LANGUAGE] * len(samples)
-    for at, (code, share) in zip(judged, model().classify([samples[at] for at in judged]), strict=True):
+    for at, (code, share) in zip(judged, detector().classify([samples[at] for at in judged]), strict=True):
         found[at] = Language(code, round(share, 4))
     return found
 
@@ -108,7 +108,7 @@ def _has_letters(words: str) -> bool:
 
 
 @cache
-def model() -> Model:
+def detector() -> Model:
     """Loaded once per process, or once for all that are forked later."""
     return load(CODES)
 

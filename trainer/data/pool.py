@@ -29,6 +29,7 @@ def workforce(workers: int, settings: Settings) -> Iterator[Submit]:
     """Yields submit(function, argument) -> a function that waits for the result. One worker: this process."""
     os.environ.setdefault("RAYON_NUM_THREADS", "1")  # the workers are the parallelism
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else numpy starts threads that wait busily at first
     if workers == 1:
 
         def now(function: Callable[[Any], Any], argument: Any) -> Callable[[], Any]:
@@ -86,13 +87,13 @@ def _import_tools(settings: Settings) -> None:
     import numpy  # noqa: F401
     import orjson  # noqa: F401
 
-    if settings.clean:
-        import trainer.data.clean  # noqa: F401
+    if settings.clean and settings.clean.html != "never":
+        import trainer.data.html  # noqa: F401
     if settings.dedupe:
         import trainer.data.signatures  # noqa: F401
     if settings.language or settings.detect_language:
-        from trainer.data.language import model
+        from trainer.data.language import detector
 
-        model()
+        detector()
     if settings.split:
         settings.split.counter()

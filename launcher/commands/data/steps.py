@@ -211,11 +211,18 @@ STEPS: Sequence[click.Command] = (prepare, merge, clean, filter_, split, dedupe,
 
 
 def _run(ctx: click.Context, given: dict[str, Any], steps: set[str]) -> None:
+    import atexit
+    import gc
+
     from launcher.settings import cache_dir
     from trainer.data.buckets import at_hand, job_folder
     from trainer.data.pipeline import cores
     from trainer.data.pipeline import prepare as run
 
+    # Hardly anything here is a cycle, and much of it stays to the end: every module, token and word would be looked
+    # over again and again, in the workers as well, and once more at exit.
+    gc.set_threshold(100_000)
+    atexit.register(gc.freeze)
     with (
         at_hand(job_folder(cache_dir(), given["to"], given["rejected"] or "")) as hand,
         progress_bar() as watch,
