@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from functools import cache
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from trainer.data.language import (
     detector,
     language_rule,
 )
-from trainer.data.language_model import BREAK
+from trainer.data.language_model import BREAK, load
 from trainer.errors import ConfigError
 
 SENTENCES = {
@@ -109,9 +111,44 @@ def test_the_answers_are_those_of_py3langid(texts: list[str]) -> None:
 
 def test_what_we_rely_on_in_py3langid_s_model_holds() -> None:
     found = detector()
-    assert not found.moves[:: 1 << 8].any(), "an n-gram holds the mark between two texts"
+    assert not (found.tree.follows[::4] & 1).any(), "an n-gram holds the mark between two texts"
     assert sorted(found.codes) == sorted(CODES), "a code has two columns: their shares would have to be added"
-    assert len(found.row) == len(found.feature)
+
+
+def test_the_model_is_kept_and_is_the_same_from_there(tmp_path: Path) -> None:
+    made = load(CODES, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").iterdir()
+    began = file.stat().st_mtime_ns
+    kept = load(CODES, tmp_path / "cache")
+    assert file.stat().st_mtime_ns == began
+    assert kept.codes == made.codes and kept.tree.longer == made.tree.longer
+    for name in ("tree.pairs", "tree.at", "tree.follows", "tree.next", "feature", "weights", "priors"):
+        left, right = attrgetter(name)(made), attrgetter(name)(kept)
+        assert left.dtype == right.dtype and (left == right).all(), name
+
+
+@pytest.mark.parametrize("what", ["empty", "half", "one byte", "other languages", "no file"])
+def test_a_kept_model_that_is_not_whole_is_made_anew(tmp_path: Path, what: str) -> None:
+    file = tmp_path / "languages.npz"
+    load(CODES[:2] if what == "other languages" else CODES, tmp_path)
+    whole = file.read_bytes()
+    if what == "no file":
+        file.unlink()
+        file.mkdir()
+    elif what != "other languages":
+        at = len(whole) // 2
+        changed = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+        file.write_bytes({"empty": b"", "half": whole[:at], "one byte": changed}[what])
+    found = load(CODES, tmp_path)
+    assert found.codes == detector().codes
+    assert (found.weights == detector().weights).all()
+    if what == "half":
+        assert file.read_bytes() == whole
+
+
+def test_without_a_folder_to_write_to_the_model_is_read_each_time(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    assert load(CODES, tmp_path / "file" / "cache").codes == detector().codes
 
 
 def test_keep_drops_other_languages_and_skip_the_named_ones() -> None:

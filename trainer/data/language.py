@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from pathlib import Path
 
 from trainer.conversation import ASSISTANT, USER, Conversation
 from trainer.data.clean import Rejection
@@ -107,10 +107,15 @@ def _has_letters(words: str) -> bool:
     return sum(map(str.isalpha, words[:40])) >= _FEWEST_LETTERS
 
 
-@cache
-def detector() -> Model:
-    """Loaded once per process, or once for all that are forked later."""
-    return load(CODES)
+def detector(cache: Path | None = None) -> Model:
+    """Loaded by the first call: once per process, or once for all that are forked later. cache: as of `load`."""
+    global _detector
+    if _detector is None:
+        _detector = load(CODES, cache)
+    return _detector
+
+
+_detector: Model | None = None
 
 
 # --- what is kept -----------------------------------------------------------------------------

@@ -1,15 +1,21 @@
 """py3langid's model, restricted to some languages and asked about many texts at once.
 
-py3langid goes over a text byte by byte in Python, each step somewhere else in its table of 39 MB. Here numpy takes a
-step for every byte of a hundred texts. What the walk has found at a byte is the longest n-gram of the model that ends
-there, wherever it began; so all bytes begin to walk at once, and one more step each time for those whose n-gram still
-grows (six bytes is the longest). The features and the sums are py3langid's (tests/data/test_language.py asks both).
+py3langid goes over a text byte by byte in Python, each step somewhere else in a table of 39 MB. What that walk has
+found at a byte is the longest n-gram of the model that ends there; so here numpy takes the walk from all bytes of a
+hundred texts at once, one byte further each time for those whose n-gram still grows (six bytes is the longest), in a
+tree of the n-grams of 2 MB. The features and the sums are py3langid's: tests/data/test_language.py asks both.
+
+To unpack py3langid's file takes 0.3 CPU seconds. What is needed of it is kept in the user's cache folder.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
 
@@ -19,22 +25,60 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-BREAK = "\0"  # between two texts: no n-gram of the model holds it
+BREAK = "\0"  # around every text: no n-gram of the model holds it
 _BREAK = BREAK.encode()
 _AT_ONCE = 256  # texts: their numbers stay in the processor's cache
+_FORMAT = 1  # of the file in the cache folder
+_TREE, _MODEL = ("pairs", "at", "follows", "next"), ("feature", "weights", "priors")  # arrays of it
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """N-grams of bytes. A node is a number, the nodes of one length one after the other, and 0 is of no byte at all.
+
+    pairs: 256 * byte + next byte -> the node of both, of the second alone, or 0; longer: the first node of two bytes.
+    Bytes have quarters, 64 each. at: by node, where its four quarters begin in the next two: follows: which bytes of
+    the quarter may follow, as bits; next: the node of the first of them. Nodes of the other bytes come after it.
+    """
+
+    pairs: NDArray[np.int32]
+    at: NDArray[np.int32]
+    follows: NDArray[np.uint64]
+    next: NDArray[np.int32]
+    longer: int
+
+    def walk(self, text: bytes) -> NDArray[np.int32]:
+        """The node of the longest n-gram that ends at each byte. The text must begin and end with BREAK."""
+        import numpy as np
+
+        one = np.uint64(1)
+        letters = np.frombuffer(text, np.uint8)
+        quarter, bit = letters >> 6, one << (letters & 63)
+        nodes = np.zeros(len(letters), np.int32)
+        nodes[1:] = self.pairs.take((letters[:-1].astype(np.uint16) << 8) | letters[1:])
+        last = np.flatnonzero(nodes >= self.longer)
+        node = nodes[last]
+        while len(last):
+            last = last + 1
+            place = self.at.take(node) + quarter.take(last)
+            follows, mine = self.follows.take(place), bit.take(last)
+            there = np.flatnonzero(follows & mine)
+            last = last.take(there)
+            before = follows.take(there) & (mine.take(there) - one)
+            node = self.next.take(place.take(there)) + np.bitwise_count(before)
+            nodes[last] = node
+        return nodes
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A walk over bytes that finds n-grams, and what each says of every language.
+    """What the n-grams of a text say of every language.
 
-    moves: where a step leads, 256 for each row; row: by state, where its row begins; feature: by state, -1 for none;
-    weights: (features, codes), logarithms; priors: (codes), as well.
+    feature: by node, -1 for none; weights: (features, codes), logarithms; priors: (codes), as well.
     """
 
     codes: tuple[str, ...]
-    moves: NDArray[np.uint32]
-    row: NDArray[np.uint32]
+    tree: Tree
     feature: NDArray[np.int32]
     weights: NDArray[np.float32]
     priors: NDArray[np.float32]
@@ -61,7 +105,7 @@ class Model:
         if len(text):
             starts = np.flatnonzero(np.diff(text, prepend=-1))
             # py3langid's: naive Bayes, but a feature met again counts less each time.
-            evidence = np.log1p(count.astype(np.float32))[:, None] * self.weights[feature]
+            evidence = np.log1p(count.astype(np.float32))[:, None] * self.weights.take(feature, axis=0)
             scores[text[starts]] = np.add.reduceat(evidence, starts, axis=0) + self.priors
         # py3langid's as well: the longer a text, the less its bytes say of each other's language.
         scores /= np.sqrt(np.maximum(sizes, 1))[:, None]
@@ -74,7 +118,7 @@ class Model:
         """(index of the text, feature, how often it is there), in this order, each pair once."""
         import numpy as np
 
-        features = self.feature[self._walk(_BREAK.join((*texts, b"")))]
+        features = self.feature.take(self.tree.walk(_BREAK.join((b"", *texts, b""))))[1:]
         width = len(self.weights)
         # One number for both: to sort them is the quickest way to count.
         pairs = (np.repeat(np.arange(len(texts)) * width, sizes + 1) + features)[features >= 0]
@@ -83,40 +127,112 @@ class Model:
         count = np.diff(starts, append=len(pairs))
         return (*np.divmod(pairs[starts], width), count)
 
-    def _walk(self, text: bytes) -> NDArray[np.uint32]:
-        """The state after each byte. The last byte must be that of BREAK."""
-        import numpy as np
-
-        letters = np.frombuffer(text, np.uint8)
-        before = np.zeros(len(letters), np.uint32)
-        state: NDArray[np.uint32] = self.moves[self.row[0] + letters]
-        while len(grown := np.flatnonzero(state != before)):
-            # Elsewhere the next step is the one that was taken: from the same state over the same byte.
-            before = state.copy()
-            state[grown + 1] = self.moves[self.row[before[grown]] + letters[grown + 1]]
-        return state
-
 
 def _as_learnt(text: str) -> bytes:
     """As the texts were that the model was made from."""
     return normalize("NFC", text.lower() if text.isupper() else text).encode("utf-8", "surrogatepass")
 
 
-def load(codes: Sequence[str]) -> Model:
-    """py3langid's own model, among these languages. 0.3 CPU seconds, 130 MB at its peak."""
+# --- where it is from ---------------------------------------------------------------------------
+
+
+def load(codes: Sequence[str], cache: Path | None = None) -> Model:
+    """py3langid's own model, among these languages. 0.35 CPU seconds, 130 MB at its peak; nothing if it is in `cache`.
+
+    cache: a folder. Whatever is wrong with it or with the file in it, the model is read anew.
+    """
     try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+        from py3langid.langid import MODEL_DIR, MODEL_FILE
     except ImportError as error:
         raise NotReady("py3langid is not installed", hint="pip install 'vlaunch[data]'") from error
+    if cache is None:
+        return _read(codes)
+    file = cache / "languages.npz"
+    digest = hashlib.sha256(f"{_FORMAT} {' '.join(codes)} ".encode())
+    digest.update((MODEL_DIR / MODEL_FILE).read_bytes())
+    kept = _kept(file, digest.digest())
+    if kept is None:
+        from trainer.data.parts import write_whole
+
+        kept = _read(codes)
+        with suppress(OSError):
+            write_whole(file, _packed(kept, digest.digest()))
+    return kept
+
+
+def _kept(file: Path, key: bytes) -> Model | None:
     import numpy as np
+
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as found:
+            if found["key"].tobytes() != key:
+                return None
+            tree = Tree(**{name: found[name] for name in _TREE}, longer=int(found["longer"]))
+            return Model(tuple(found["codes"].tolist()), tree, **{name: found[name] for name in _MODEL})
+    except Exception:  # zipfile has many for a file that is not what it seems; it looks at its checksums
+        return None
+
+
+def _packed(model: Model, key: bytes) -> bytes:
+    import numpy as np
+
+    arrays = {name: getattr(model.tree, name) for name in _TREE}
+    arrays |= {name: getattr(model, name) for name in _MODEL}
+    arrays |= {"key": np.frombuffer(key, np.uint8), "codes": np.array(model.codes)}
+    file = BytesIO()
+    np.savez(file, allow_pickle=False, longer=model.tree.longer, **arrays)
+    return file.getvalue()
+
+
+def _read(codes: Sequence[str]) -> Model:
+    """From py3langid's own file."""
+    import numpy as np
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     whole: Any = LanguageIdentifier.from_model_file(MODEL_FILE)
     whole.set_languages(codes)
+    moves = np.asarray(whole.tk_nextmove, np.uint32).reshape(-1, 256)
+    tree, states = _tree(moves, np.asarray(whole.tk_row))
     return Model(
         codes=tuple(whole.nb_classes),
-        moves=np.asarray(whole.tk_nextmove, np.uint32),
-        row=np.asarray(whole.tk_row, np.uint32) << np.uint32(8),
-        feature=np.asarray(whole.tk_output, np.int32),
-        weights=whole.nb_ptc.astype(np.float32),
+        tree=tree,
+        feature=np.asarray(whole.tk_output, np.int32)[states],
+        weights=whole.nb_ptc.astype(np.float32, order="C"),  # a row for a feature, as they are taken
         priors=whole.nb_pc.astype(np.float32),
     )
+
+
+def _tree(moves: NDArray[np.uint32], row: NDArray[Any]) -> tuple[Tree, NDArray[np.int64]]:
+    """(the n-grams, the state of py3langid's walk that each node was).
+
+    moves: (rows, 256), the next state by byte; row: by state, its row of moves. A state is the longest n-gram so far:
+    the bytes that first lead to one are that n-gram. One that nothing follows has the row of a shorter one.
+    """
+    import numpy as np
+
+    node = np.full(len(row), -1, np.int32)
+    node[0] = 0
+    place = np.zeros(len(row), np.int32)
+    known = np.zeros(len(moves), bool)
+    level = np.zeros(1, np.int64)
+    states, follows, starts = [level], [np.zeros(4, np.uint64)], [np.zeros(4, np.int32)]
+    nodes, places = 1, 4
+    while len(level):
+        level = level[~known[row[level]]]
+        known[row[level]] = True
+        steps = moves[row[level]]
+        fresh = node[steps] < 0
+        bits = np.packbits(fresh, axis=1, bitorder="little").view("<u8").ravel()
+        counts = np.bitwise_count(bits)
+        follows.append(bits)
+        starts.append((nodes + np.cumsum(counts, dtype=np.int32) - counts).astype(np.int32))
+        place[node[level]] = np.arange(places, places + 4 * len(level), 4)
+        places += 4 * len(level)
+        level = steps[fresh].astype(np.int64)
+        node[level] = np.arange(nodes, nodes + len(level))
+        nodes += len(level)
+        states.append(level)
+    pairs = node[moves[row[moves[row[0]]]]].ravel()
+    longer = 1 + int(np.bitwise_count(follows[1]).sum())
+    tree = Tree(pairs, place, np.concatenate(follows), np.concatenate(starts), longer)
+    return tree, np.concatenate(states)

@@ -242,6 +242,7 @@ def _run(ctx: click.Context, given: dict[str, Any], steps: set[str]) -> None:
 
 def _job(given: dict[str, Any], steps: set[str], hand: Hand) -> Job:
     from launcher.errors import UsageError
+    from launcher.settings import cache_dir
     from trainer.data.buckets import is_remote
     from trainer.data.pipeline import Job
 
@@ -261,6 +262,7 @@ def _job(given: dict[str, Any], steps: set[str], hand: Hand) -> Job:
         rejected=rejected_path,
         shard=shard,
         names=tuple(map(hand.name, inputs)),
+        cache=cache_dir(),
     )
 
 
