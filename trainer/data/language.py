@@ -104,7 +104,7 @@ def _judge(samples: Sequence[str]) -> list[Language]:
 
 
 def _has_letters(words: str) -> bool:
-    return sum(map(str.isalpha, words[:40])) >= _FEWEST_LETTERS
+    return words[:_FEWEST_LETTERS].isalpha() or sum(map(str.isalpha, words[:40])) >= _FEWEST_LETTERS
 
 
 def detector(cache: Path | None = None) -> Model:
