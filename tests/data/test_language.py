@@ -18,6 +18,7 @@ from trainer.data.language import (
     UNKNOWN,
     Language,
     LanguageRule,
+    _letters,
     detect,
     detect_text,
     detector,
@@ -83,6 +84,12 @@ def test_many_conversations_are_judged_as_each_by_itself() -> None:
     conversations = [dialogue(text, text[::-1]) for text in texts]
     assert detect(conversations) == [detect([each])[0] for each in conversations]
     assert detect([]) == []
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=127)))
+def test_ascii_is_cut_into_words_as_all_text_is(text: str) -> None:
+    # The letter at the end makes the whole text one that is not ASCII, and is no part of its words.
+    assert _letters(text).rstrip() == _letters(text + "\n\u0436")[:-1].rstrip()
 
 
 @cache

@@ -33,6 +33,7 @@ _FEWEST_LETTERS = 2
 DEFAULT_THRESHOLD = 0.5
 
 _NOT_LETTERS = re.compile(r"[\W\d_]+")
+_BLANKED = bytes(code if chr(code).isalpha() else 32 for code in range(256))  # of ASCII
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +89,19 @@ def _beginning(text: str, most: int) -> str:
 
 def _words(text: str, most: int) -> str:
     """The first `most` characters of its words."""
-    found = _NOT_LETTERS.sub(" ", text[: 2 * most])
+    found = _letters(text[: 2 * most])
     if len(found) < most and len(text) > 2 * most:
-        found = _NOT_LETTERS.sub(" ", text)
+        found = _letters(text)
     return found[:most].strip()
+
+
+def _letters(text: str) -> str:
+    """A blank for each run of what is no letter; one less at the end does not count."""
+    if not text.isascii():
+        return _NOT_LETTERS.sub(" ", text)
+    blanked = text.encode().translate(_BLANKED)
+    words = " ".join(blanked.decode().split())
+    return f" {words}" if blanked[:1] == b" " else words
 
 
 def _judge(samples: Sequence[str]) -> list[Language]:
