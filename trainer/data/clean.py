@@ -26,6 +26,7 @@ from trainer.data.filters import (
     read_phrases,
     shipped_phrases,
 )
+from trainer.data.html import HtmlRejected, looks_like_html, to_markdown
 from trainer.data.samples import Refused, read_turns, sample_id
 from trainer.errors import ConfigError, nearest
 
@@ -125,6 +126,8 @@ def clean(sample: Any, default_id: str, settings: CleanSettings | None = None) -
                 turn.text.encode()
     except Refused as refusal:
         return Rejection(refusal.reason, refusal.detail)
+    except HtmlRejected as rejected:
+        return Rejection("html", rejected.detail)
     except UnicodeEncodeError:
         return Rejection("broken characters", f"in the text of a {turn.role} turn")
     conversation = Conversation(sample_id(sample, default_id), tuple(turns))
@@ -179,8 +182,6 @@ def _in_order(turns: list[Turn], notes: list[str], strict: bool) -> list[Turn]:
 def _converted(turns: list[Turn], html: str, notes: list[str]) -> list[Turn]:
     if html == "never":
         return turns
-    from trainer.data.html import HtmlRejected, looks_like_html, to_markdown
-
     out = []
     converted = False
     for turn in turns:
@@ -189,10 +190,7 @@ def _converted(turns: list[Turn], html: str, notes: list[str]) -> list[Turn]:
         if turn.role == ASSISTANT and (
             html == "always" or (text[:400].find("<") >= 0 and looks_like_html(text))
         ):
-            try:
-                out.append(Turn(ASSISTANT, to_markdown(text)))
-            except HtmlRejected as rejected:
-                raise Refused("html", rejected.detail) from rejected
+            out.append(Turn(ASSISTANT, to_markdown(text)))
             converted = True
         else:
             out.append(turn)

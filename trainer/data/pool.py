@@ -91,8 +91,8 @@ def _import_tools(settings: Settings, cache: Path | None) -> None:
     import numpy  # noqa: F401
     import orjson  # noqa: F401
 
-    if settings.clean and settings.clean.html != "never":
-        import trainer.data.html  # noqa: F401
+    if settings.clean:
+        import trainer.data.clean  # noqa: F401
     if settings.dedupe:
         import trainer.data.signatures  # noqa: F401
     if settings.language or settings.detect_language:
