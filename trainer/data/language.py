@@ -1,6 +1,6 @@
 """Which language a conversation is in, by py3langid, and which languages a corpus keeps.
 
-    detect(conversation)         Language("ko", 0.99)
+    detect(conversations)                         [Language("ko", 0.99), ...]
     language_rule("en,zh").judge(language)        None, or the Rejection
 
 Judged is prose: code, addresses and markup are taken out first, because code is English words in
@@ -117,15 +117,15 @@ def _has_letters(words: str) -> bool:
     return words[:_FEWEST_LETTERS].isalpha() or sum(map(str.isalpha, words[:40])) >= _FEWEST_LETTERS
 
 
+_detector: Model | None = None
+
+
 def detector(cache: Path | None = None) -> Model:
     """Loaded by the first call: once per process, or once for all that are forked later. cache: as of `load`."""
     global _detector
     if _detector is None:
         _detector = load(CODES, cache)
     return _detector
-
-
-_detector: Model | None = None
 
 
 # --- what is kept -----------------------------------------------------------------------------

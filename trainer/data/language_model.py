@@ -36,9 +36,11 @@ _TREE, _MODEL = ("pairs", "at", "follows", "next"), ("feature", "weights", "prio
 class Tree:
     """N-grams of bytes. A node is a number, the nodes of one length one after the other, and 0 is of no byte at all.
 
-    pairs: 256 * byte + next byte -> the node of both, of the second alone, or 0; longer: the first node of two bytes.
-    Bytes have quarters, 64 each. at: by node, where its four quarters begin in the next two: follows: which bytes of
-    the quarter may follow, as bits; next: the node of the first of them. Nodes of the other bytes come after it.
+    pairs: 256 * byte + next byte -> the node of both, of the second alone, or 0
+    at: by node, where its row of four begins in the next two, one for each quarter of the 256 bytes
+    follows: which of a quarter's 64 bytes go on from there, as bits
+    next: the node of the first of these; those of the others come right after it
+    longer: the first node of two bytes
     """
 
     pairs: NDArray[np.int32]
@@ -137,7 +139,7 @@ def _as_learnt(text: str) -> bytes:
 
 
 def load(codes: Sequence[str], cache: Path | None = None) -> Model:
-    """py3langid's own model, among these languages. 0.35 CPU seconds, 130 MB at its peak; nothing if it is in `cache`.
+    """py3langid's own model, among these languages: 0.35 CPU seconds, 130 MB at its peak; from `cache`, 0.01 and 8 MB.
 
     cache: a folder. Whatever is wrong with it or with the file in it, the model is read anew.
     """
@@ -214,7 +216,7 @@ def _tree(moves: NDArray[np.uint32], row: NDArray[Any]) -> tuple[Tree, NDArray[n
     node[0] = 0
     place = np.zeros(len(row), np.int32)
     known = np.zeros(len(moves), bool)
-    level = np.zeros(1, np.int64)
+    level = np.zeros(1, np.int64)  # states, those of n-grams of one length
     states, follows, starts = [level], [np.zeros(4, np.uint64)], [np.zeros(4, np.int32)]
     nodes, places = 1, 4
     while len(level):
