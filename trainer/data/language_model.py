@@ -55,16 +55,16 @@ class Tree:
 
         one = np.uint64(1)
         letters = np.frombuffer(text, np.uint8)
-        quarter, bit = letters >> 6, one << (letters & 63)
         nodes = np.zeros(len(letters), np.int32)
         nodes[1:] = self.pairs.take((letters[:-1].astype(np.uint16) << 8) | letters[1:])
         last = np.flatnonzero(nodes >= self.longer)
         node = nodes[last]
         while len(last):
             last = last + 1
-            place = self.at.take(node) + quarter.take(last)
-            follows, mine = self.follows.take(place), bit.take(last)
-            there = np.flatnonzero(follows & mine)
+            letter = letters.take(last)
+            place = self.at.take(node) + (letter >> 6)
+            follows, mine = self.follows.take(place), one << (letter & 63)
+            there = np.flatnonzero((follows & mine) != 0)
             last = last.take(there)
             before = follows.take(there) & (mine.take(there) - one)
             node = self.next.take(place.take(there)) + np.bitwise_count(before)
