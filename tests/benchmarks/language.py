@@ -9,7 +9,8 @@ and an answer), one sentence, three words, a sentence with a block of code, and 
 Detectors: ours (py3langid among our twelve languages); py3langid among all of its languages; lingua, where it is
 installed (pip install lingua-language-detector), among our twelve, low and high accuracy, and among all 75.
 
-CPU seconds of this process after one warm-up text: models are loaded before, and a worker loads them once.
+CPU seconds of this process after one warm-up text: models are loaded before, and a worker loads them once. Ours is
+asked for all texts of a cut at once, as a worker asks for the conversations of a chunk.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from trainer.data import language as ours  # noqa: E402
 
 SHARED = Path(os.environ.get("VLAUNCH_SHARED", REPOSITORY.parent / "shared"))
 Labelled = list[tuple[str, str]]
-Detector = Callable[[str], str]
+Detector = Callable[[list[str]], list[str]]
 
 _LINGUA = {
     "en": "ENGLISH", "es": "SPANISH", "fr": "FRENCH", "de": "GERMAN", "it": "ITALIAN", "ja": "JAPANESE",
@@ -88,11 +89,15 @@ def words_of(text: str) -> str:
     return ours._sample((text,), ours.JUDGED_CHARACTERS)
 
 
+def own(texts: list[str]) -> list[str]:
+    return [language.code for language in ours._judge([words_of(text) for text in texts])]
+
+
 def all_languages() -> Detector:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     detector = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    return lambda text: str(detector.classify(words_of(text))[0])
+    return lambda texts: [str(detector.classify(words_of(text))[0]) for text in texts]
 
 
 def lingua(accurate: bool, everything: bool = False) -> Detector:
@@ -107,11 +112,11 @@ def lingua(accurate: bool, everything: bool = False) -> Detector:
         found = detector.detect_language_of(words_of(text))
         return found.iso_code_639_1.name.lower() if found is not None else "unknown"
 
-    return detect
+    return lambda texts: list(map(detect, texts))
 
 
 def detectors() -> dict[str, Detector]:
-    found = {"ours": lambda text: ours.detect_text(text).code, "py3langid, all languages": all_languages()}
+    found = {"ours": own, "py3langid, all languages": all_languages()}
     if importlib.util.find_spec("lingua") is None:
         print("lingua: left out, it is not installed")
         return found
@@ -127,12 +132,13 @@ def main() -> None:
     sets = labelled(options.per_language)
     rows: list[dict[str, Any]] = []
     for name, detect in detectors().items():
-        detect("Dies ist ein Satz, der die Modelle lädt.")
+        detect(["Dies ist ein Satz, der die Modelle lädt."])
         row: dict[str, Any] = {"detector": name, "texts": 0, "seconds": 0.0}
         for cut, pairs in sets.items():
             start = time.process_time()
-            right = sum(detect(text) == code for text, code in pairs)
+            found = detect([text for text, _ in pairs])
             row["seconds"] += time.process_time() - start
+            right = sum(code == expected for code, (_, expected) in zip(found, pairs, strict=True))
             row["texts"] += len(pairs)
             row[cut] = right / len(pairs)
         rows.append(row)

@@ -145,6 +145,19 @@ def test_inspect_is_green_on_a_terminal_unless_no_color(tmp_path: Path, no_colou
     assert ("[[ Hello</s>]]" in shown) is no_colour
 
 
+def test_what_tells_languages_is_unpacked_once_and_says_the_same_from_the_cache_folder(
+    tmp_path: Path, raw: Path
+) -> None:
+    seen = []
+    for number in (1, 2):
+        to = tmp_path / f"{number}.jsonl"
+        words = ["data", "filter", str(raw), "--to", str(to), "--skip", "es", "--workers", str(number)]
+        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        subprocess.run([sys.executable, "-m", "launcher", *words], env=environment, check=True, timeout=60)
+        seen.append((to.read_bytes(), (tmp_path / "cache/vlaunch/languages.npz").stat().st_mtime_ns))
+    assert seen[0] == seen[1]
+
+
 def on_terminal(words: list[str], environment: dict[str, str]) -> str:
     """What a program prints when stdout and stderr are a terminal."""
     import pty

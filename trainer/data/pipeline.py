@@ -68,6 +68,7 @@ class Job:
     """Everything that is asked for. shard: (I, N), this machine's share, I from 0.
 
     names: what the inputs are called in messages and in the manifest, if not by their paths.
+    cache: a folder that other jobs use as well, for what takes long to read (pool.py); None: nothing is kept.
     """
 
     inputs: tuple[Path, ...]
@@ -76,6 +77,7 @@ class Job:
     rejected: Path | None = None
     shard: tuple[int, int] = (0, 1)
     names: tuple[str, ...] = ()
+    cache: Path | None = None
 
     @property
     def manifest(self) -> Path:
@@ -201,7 +203,7 @@ def _map(job: Job, inputs: Sequence[Input], workers: int, watch: Watcher) -> Non
     total = sum(each.size for each in inputs) or 1
     if all(each.parts.all_there() for each in inputs):
         return
-    with workforce(workers, job.settings) as submit:
+    with workforce(workers, job.settings, job.cache) as submit:
         running: deque[Callable[[], int]] = deque()
         samples = 0
         for task, at in _tasks(job, inputs):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import VlaunchError
@@ -25,10 +26,15 @@ Submit = Callable[..., Callable[[], Any]]
 
 
 @contextmanager
-def workforce(workers: int, settings: Settings) -> Iterator[Submit]:
-    """Yields submit(function, argument) -> a function that waits for the result. One worker: this process."""
+def workforce(workers: int, settings: Settings, cache: Path | None = None) -> Iterator[Submit]:
+    """Yields submit(function, argument) -> a function that waits for the result. One worker: this process.
+
+    cache: a folder for what takes long to read and is the same for every job.
+    """
     os.environ.setdefault("RAYON_NUM_THREADS", "1")  # the workers are the parallelism
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else numpy starts threads that wait busily at first
+    _import_tools(settings, cache)
     if workers == 1:
 
         def now(function: Callable[[Any], Any], argument: Any) -> Callable[[], Any]:
@@ -37,7 +43,6 @@ def workforce(workers: int, settings: Settings) -> Iterator[Submit]:
 
         yield now
         return
-    _import_tools(settings)
     context = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(os.getpid(),))
     pool.submit(int).result()  # all are started now, before a progress bar has a thread
@@ -81,7 +86,7 @@ def _begin(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _import_tools(settings: Settings) -> None:
+def _import_tools(settings: Settings, cache: Path | None) -> None:
     """What every worker needs is imported once, and shared."""
     import numpy  # noqa: F401
     import orjson  # noqa: F401
@@ -93,6 +98,6 @@ def _import_tools(settings: Settings) -> None:
     if settings.language or settings.detect_language:
         from trainer.data.language import detector
 
-        detector()
+        detector(cache)
     if settings.split:
         settings.split.counter()

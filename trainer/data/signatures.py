@@ -5,8 +5,8 @@
     minhash   128 minima over the 16-byte windows of the text: the share of equal ones estimates the share of
               windows that two texts have in common (Broder 1997; rensa's RMinHash)
 
-Of the windows, one in eight is taken, chosen by its own hash and so the same in both texts: an eighth of the
-work, and the estimate stays unbiased. Bytes rather than words, so Chinese and code are treated alike.
+Of the windows, one in eight is taken, chosen by a hash of its first half and so the same in both texts: an eighth of
+the work, and the estimate stays unbiased. Bytes rather than words, so Chinese and code are treated alike.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PERMUTATIONS = 128
 _SEED = 1
 _WINDOW = 16
-_TAKEN_BITS = 61  # a window counts if its hash is below 2**61: one in eight
+_TAKEN_BITS = 61  # a window counts if the hash of its first half is below 2**61: one in eight
 _FEWEST = 8  # windows taken; with fewer the estimate says nothing, and only exact duplicates are found
 
 
@@ -71,16 +71,18 @@ def _windows(texts: list[bytes]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]
         return np.zeros(0, np.uint64), np.zeros(len(texts) + 1, np.uint64)
     # Every 8 bytes as one number, at every byte: no copy, whatever the alignment.
     eights = np.ndarray((len(joined) - 7,), dtype="<u8", buffer=joined, strides=(1,))
-    mixed = eights[:-8] * np.uint64(0x9E3779B97F4A7C15)
+    first = eights[:-8] * np.uint64(0x9E3779B97F4A7C15)
+    at = np.flatnonzero(first < np.uint64(1 << _TAKEN_BITS))
+    # A window that reaches into the next text is none: of each text those before its last 15 bytes.
+    edges = np.stack([ends - _WINDOW + 1, ends], axis=1).ravel()
+    runs = np.diff(np.searchsorted(at, np.maximum.accumulate(np.maximum(edges, 0))), prepend=0)
+    at = at[np.repeat(np.tile([True, False], len(texts)), runs)]
+    mixed = first.take(at)
     mixed ^= mixed >> np.uint64(29)
-    mixed += eights[8:]
+    mixed += eights[at + 8]
     mixed *= np.uint64(0xBF58476D1CE4E5B9)  # splitmix64's multipliers
     mixed ^= mixed >> np.uint64(32)
-    at = np.flatnonzero(mixed >> np.uint64(_TAKEN_BITS) == 0)
-    text = np.searchsorted(ends, at, side="right")
-    inside = at + _WINDOW <= ends[text]  # a window that reaches into the next text is none
-    counts = np.bincount(text[inside], minlength=len(texts))
-    return mixed[at[inside]], np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
+    return mixed, np.concatenate([[0], np.cumsum(runs[::2])]).astype(np.uint64)
 
 
 def _rensa() -> Any:

@@ -8,12 +8,14 @@ counted too; tokens where a tokeniser is given, languages where they are asked f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from trainer.conversation import ASSISTANT, Conversation
 from trainer.data.read import Corpus, FileReport
 
+_AT_ONCE = 128  # conversations whose languages are judged together
 _BARS = " ▏▎▍▌▋▊▉█"
 
 
@@ -123,19 +125,26 @@ def corpus_stats(
     """Reads the whole corpus. tokens: counts those of a conversation. Raises DataError as reading does."""
     total = Counts()
     by_file: dict[int, Counts] = {}
-    for report, conversation in corpus.by_file():
+    for report, conversation, language in _with_language(corpus.by_file(), languages):
         size = tokens(conversation) if tokens else None
-        language = _language(conversation) if languages else ""
         by_file.setdefault(id(report), Counts()).add(conversation, size, language)
         total.add(conversation, size, language)
     files = tuple(FileStats(report, by_file.get(id(report), Counts())) for report in corpus.files)
     return CorpusStats(files, total)
 
 
-def _language(conversation: Conversation) -> str:
+def _with_language(
+    found: Iterator[tuple[FileReport, Conversation]], wanted: bool
+) -> Iterator[tuple[FileReport, Conversation, str]]:
+    """Each with its language, or with "" where none is wanted."""
+    if not wanted:
+        yield from ((report, conversation, "") for report, conversation in found)
+        return
     from trainer.data.language import detect
 
-    return detect(conversation).code
+    while batch := list(islice(found, _AT_ONCE)):
+        languages = detect([conversation for _, conversation in batch])
+        yield from ((*each, language.code) for each, language in zip(batch, languages, strict=True))
 
 
 def histogram(lengths: Counter[int]) -> list[Bucket]:

@@ -8,7 +8,7 @@ Duplicates are found later, from the signatures, by who sees all chunks (pipelin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from trainer.data.split import SplitSettings, Splitter
 if TYPE_CHECKING:
     from trainer.data.clean import CleanSettings
     from trainer.data.contamination import Questions
-    from trainer.data.language import LanguageRule
+    from trainer.data.language import Language, LanguageRule
 
 FORMAT = 1  # of what a chunk becomes; part of the key of unfinished work
 
@@ -119,9 +119,12 @@ def process(
     """
     done = Outcome(Account(), [], [], [])
     encode = encoder()
-    for index, value in enumerate(values):
+    read = [
+        _through(value, f"{stem}-{first + index}", settings, done.account)
+        for index, value in enumerate(values)
+    ]
+    for index, (value, found) in enumerate(zip(values, _by_language(read, settings), strict=True)):
         done.account.samples += 1
-        found = _through(value, f"{stem}-{first + index}", settings, done.account)
         if not isinstance(found, Drop):
             language, conversation = found
             text = sum(len(turn.text) for turn in conversation.turns)
@@ -167,7 +170,7 @@ def rejected_line(encode: Callable[[Any], bytes], drop: Drop, place: dict[str, A
             return encode({**entry, "detail": "the sample cannot be written as JSON", "sample": None}) + b"\n"
 
 
-def _through(value: Any, name: str, settings: Settings, account: Account) -> tuple[str, Conversation] | Drop:
+def _through(value: Any, name: str, settings: Settings, account: Account) -> Conversation | Drop:
     if isinstance(value, Unreadable):
         return Drop("read", value.reason, value.detail)
     if settings.clean is not None:
@@ -189,14 +192,28 @@ def _through(value: Any, name: str, settings: Settings, account: Account) -> tup
             account.notes["trailing question dropped"] += 1
     if settings.questions is not None and (detail := settings.questions.found_in(conversation)):
         return Drop("contamination", "evaluation question", detail)
-    if settings.language is None and not settings.detect_language:
-        return "", conversation
-    from trainer.data.language import detect
+    return conversation
 
-    language = detect(conversation)
-    if settings.language is not None and (verdict := settings.language.judge(language)):
-        return Drop("language", verdict.reason, verdict.detail)
-    return language.code, conversation
+
+def _by_language(
+    found: Sequence[Conversation | Drop], settings: Settings
+) -> Iterator[tuple[str, Conversation] | Drop]:
+    """What was found, each conversation with its language, or dropped because of it."""
+    languages: Iterator[Language] | None = None
+    if settings.language is not None or settings.detect_language:
+        from trainer.data.language import detect
+
+        languages = iter(detect([each for each in found if not isinstance(each, Drop)]))
+    for each in found:
+        if isinstance(each, Drop):
+            yield each
+        elif languages is None:
+            yield "", each
+        else:
+            language = next(languages)
+            rule = settings.language
+            verdict = rule and rule.judge(language)
+            yield Drop("language", verdict.reason, verdict.detail) if verdict else (language.code, each)
 
 
 @lru_cache(maxsize=1)

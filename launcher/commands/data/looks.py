@@ -55,6 +55,10 @@ def stats(
     from trainer.data.read import read_corpus
     from trainer.data.stats import corpus_stats
 
+    if languages:
+        from trainer.data.language import detector
+
+        detector(cache_dir())
     with at_hand(job_folder(cache_dir(), *files)) as hand:
         paths = hand.inputs(files)
         counted = corpus_stats(

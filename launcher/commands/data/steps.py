@@ -211,11 +211,18 @@ STEPS: Sequence[click.Command] = (prepare, merge, clean, filter_, split, dedupe,
 
 
 def _run(ctx: click.Context, given: dict[str, Any], steps: set[str]) -> None:
+    import atexit
+    import gc
+
     from launcher.settings import cache_dir
     from trainer.data.buckets import at_hand, job_folder
     from trainer.data.pipeline import cores
     from trainer.data.pipeline import prepare as run
 
+    # Hardly anything here is a cycle, and much of it stays to the end: every module, token and word would be looked
+    # over again and again, in the workers as well, and once more at exit.
+    gc.set_threshold(100_000)
+    atexit.register(gc.freeze)
     with (
         at_hand(job_folder(cache_dir(), given["to"], given["rejected"] or "")) as hand,
         progress_bar() as watch,
@@ -235,6 +242,7 @@ def _run(ctx: click.Context, given: dict[str, Any], steps: set[str]) -> None:
 
 def _job(given: dict[str, Any], steps: set[str], hand: Hand) -> Job:
     from launcher.errors import UsageError
+    from launcher.settings import cache_dir
     from trainer.data.buckets import is_remote
     from trainer.data.pipeline import Job
 
@@ -254,6 +262,7 @@ def _job(given: dict[str, Any], steps: set[str], hand: Hand) -> Job:
         rejected=rejected_path,
         shard=shard,
         names=tuple(map(hand.name, inputs)),
+        cache=cache_dir(),
     )
 
 
