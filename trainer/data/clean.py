@@ -23,6 +23,7 @@ from trainer.data.filters import (
     MIN_CHARACTERS,
     Look,
     Phrases,
+    checks,
     read_phrases,
     shipped_phrases,
 )
@@ -138,11 +139,9 @@ def clean(sample: Any, default_id: str, settings: CleanSettings | None = None) -
 def judge(conversation: Conversation, settings: CleanSettings) -> Rejection | None:
     """The first filter that is on and finds something, in the order of FILTERS."""
     look = Look(conversation, settings.phrases, settings.min_characters)
-    for name, rule in FILTERS.items():
-        if rule.check is not None and name in settings.filters:
-            detail = rule.check(look)
-            if detail is not None:
-                return Rejection(name, detail)
+    for name, check in checks(settings.filters):
+        if (detail := check(look)) is not None:
+            return Rejection(name, detail)
     return None
 
 
