@@ -19,6 +19,7 @@ SAMPLES = 128  # of a chunk of what is no text, or no text that could be cut
 CHARACTERS = 4 << 20  # of one, so that memory has a bound in bytes too
 LARGEST = 16 << 20  # bytes of one sample: five million tokens
 _DEEPEST = 32  # a conversation needs four levels
+_OUTER = (dict, list)  # what holds other values
 _NESTED = Unreadable("nested too deeply", f"more than {_DEEPEST} levels")
 
 
@@ -79,16 +80,16 @@ def _within_bounds(sample: Sample) -> Sample:
 
 
 def _too_deep(value: Any) -> bool:
-    level = [value] if isinstance(value, dict | list) else []
+    level = [value] if isinstance(value, _OUTER) else []
     for _ in range(_DEEPEST):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
+        found: list[Any] = []
+        for outer in level:
+            for inner in outer.values() if isinstance(outer, dict) else outer:
+                if isinstance(inner, _OUTER):
+                    found.append(inner)
+        if not found:
             return False
+        level = found
     return True
 
 

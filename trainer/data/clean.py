@@ -28,7 +28,7 @@ from trainer.data.filters import (
     shipped_phrases,
 )
 from trainer.data.html import HtmlRejected, looks_like_html, to_markdown
-from trainer.data.samples import Refused, read_turns, sample_id
+from trainer.data.samples import Refused, read_turns, sample_id, usual_turns
 from trainer.errors import ConfigError, nearest
 
 _HTML_MODES = ("auto", "always", "never")
@@ -111,16 +111,18 @@ def clean_settings(
 def clean(sample: Any, default_id: str, settings: CleanSettings | None = None) -> Cleaned | Rejection:
     """The clean conversation of one parsed sample of any form, or why there is none. Never raises for data."""
     settings = settings or _default_settings()
+    notes: list[str] = []
     try:
-        calls = _plugin_calls(sample) if "plugin calls" in settings.filters else None
-        if calls:
-            return Rejection("plugin calls", calls)
-        form, turns = read_turns(sample)
-        notes: list[str] = []
-        turns = _ends_dropped(turns, notes)
-        turns = _in_order(turns, notes, strict="wrong roles" in settings.filters)
-        turns = _converted(turns, settings.html, notes)
-        if "empty" in settings.filters:
+        if usual := usual_turns(sample):
+            form, turns = usual
+        else:
+            if "plugin calls" in settings.filters and (calls := _plugin_calls(sample)):
+                return Rejection("plugin calls", calls)
+            form, turns = read_turns(sample)
+            turns = _ends_dropped(turns, notes)
+            turns = _in_order(turns, notes, strict="wrong roles" in settings.filters)
+        read, turns = turns, _converted(turns, settings.html, notes)
+        if "empty" in settings.filters and not (usual and turns is read):
             turns = _cut_at_empty(turns, notes)
         for turn in turns:
             if not turn.text.isascii():
@@ -138,8 +140,11 @@ def clean(sample: Any, default_id: str, settings: CleanSettings | None = None) -
 
 def judge(conversation: Conversation, settings: CleanSettings) -> Rejection | None:
     """The first filter that is on and finds something, in the order of FILTERS."""
+    wanted = checks(settings.filters)
+    if not wanted:
+        return None
     look = Look(conversation, settings.phrases, settings.min_characters)
-    for name, check in checks(settings.filters):
+    for name, check in wanted:
         if (detail := check(look)) is not None:
             return Rejection(name, detail)
     return None
@@ -181,20 +186,16 @@ def _in_order(turns: list[Turn], notes: list[str], strict: bool) -> list[Turn]:
 def _converted(turns: list[Turn], html: str, notes: list[str]) -> list[Turn]:
     if html == "never":
         return turns
-    out = []
-    converted = False
-    for turn in turns:
-        text = turn.text
-        # No HTML without a "<": and most text that is not HTML is told by its first character.
+    out = turns
+    for place, turn in enumerate(turns):
+        # No HTML without a "<" near its beginning.
         if turn.role == ASSISTANT and (
-            html == "always" or (text[:400].find("<") >= 0 and looks_like_html(text))
+            html == "always" or ("<" in turn.text[:400] and looks_like_html(turn.text))
         ):
-            out.append(Turn(ASSISTANT, to_markdown(text)))
-            converted = True
-        else:
-            out.append(turn)
-    if converted:
-        notes.append("html converted")
+            if out is turns:
+                out = list(turns)
+                notes.append("html converted")
+            out[place] = Turn(ASSISTANT, to_markdown(turn.text))
     return out
 
 

@@ -73,11 +73,11 @@ class Kept:
     characters: int
     language: str = ""
     tokens: int = 0
-    chain: list[int] = field(default_factory=list)
+    chain: Sequence[int] = ()
     rounds: int = 0
     overlong: int = 0
     shortened: int = 0
-    dropped: list[bytes] = field(default_factory=list)  # rejected lines of rounds too long
+    dropped: Sequence[bytes] = ()  # rejected lines of rounds too long
     dropped_rounds: int = 0
 
 
@@ -124,7 +124,7 @@ def process(
         found = _through(value, f"{stem}-{first + index}", settings, done.account)
         if not isinstance(found, Drop):
             language, conversation = found
-            text = sum(len(turn.text) for turn in conversation.turns)
+            text = sum([len(turn.text) for turn in conversation.turns])
             done.kept.append(Kept(conversation.id, [], text, language))
             done.conversations.append(conversation)
             continue
@@ -171,14 +171,14 @@ def _through(value: Any, name: str, settings: Settings, account: Account) -> tup
     if isinstance(value, Unreadable):
         return Drop("read", value.reason, value.detail)
     if settings.clean is not None:
-        from trainer.data.clean import Rejection, clean
-
+        clean, rejection = _cleaning()
         cleaned = clean(value, name, settings.clean)
-        if isinstance(cleaned, Rejection):
+        if isinstance(cleaned, rejection):
             return Drop(_step_of(cleaned.reason), cleaned.reason, cleaned.detail)
         conversation = cleaned.conversation
         account.forms[cleaned.form] += 1
-        account.notes.update(cleaned.notes)
+        for note in cleaned.notes:
+            account.notes[note] += 1
     else:
         try:
             conversation, form, trimmed = read_sample(value, name)
@@ -200,6 +200,14 @@ def _through(value: Any, name: str, settings: Settings, account: Account) -> tup
 
 
 @lru_cache(maxsize=1)
+def _cleaning() -> tuple[Any, Any]:
+    """(clean, Rejection); a chunk that is not cleaned imports none of it."""
+    from trainer.data.clean import Rejection, clean
+
+    return clean, Rejection
+
+
+@lru_cache(maxsize=1)
 def _filters() -> frozenset[str]:
     from trainer.data.filters import FILTERS
 
@@ -218,11 +226,12 @@ def _finish(done: Outcome, settings: Settings) -> None:
     encode, shape = encoder(), FORMS[settings.form]
     splitter = _splitter(settings.split) if settings.split else None
     cuts = splitter.split_all(done.conversations) if splitter else [None] * len(done.kept)
-    for kept, conversation, cut in zip(done.kept, done.conversations, cuts, strict=True):
-        if settings.dedupe:
-            from trainer.data.signatures import chain_hashes
+    if settings.dedupe:
+        from trainer.data.signatures import chain_hashes
 
+        for kept, conversation in zip(done.kept, done.conversations, strict=True):
             kept.chain = chain_hashes(conversation)
+    for kept, conversation, cut in zip(done.kept, done.conversations, cuts, strict=True):
         parts = [conversation]
         if splitter and cut:
             parts, kept.tokens = cut.parts, sum(cut.tokens)
@@ -233,7 +242,7 @@ def _finish(done: Outcome, settings: Settings) -> None:
                 kept.dropped = [
                     rejected_line(encode, drop, {"id": one.id}, FORMS["sharegpt"](one)) for one in cut.dropped
                 ]
-        kept.rounds = sum(turn.role == "assistant" for turn in conversation.turns)
+        kept.rounds = [turn.role for turn in conversation.turns].count("assistant")
         kept.lines = [encode(shape(part)) + b"\n" for part in parts]
 
 
