@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.containers import inspect_file, read_blocks
-from trainer.data.json_blocks import Block
+from trainer.data.json_blocks import Block, Passage
 from trainer.data.json_stream import Sample, Unreadable
 
 SAMPLES = 128  # of a chunk of what is no text, or no text that could be cut
@@ -29,21 +29,21 @@ class Chunk:
 
     number: int
     first: int
-    content: Block | list[Sample]
+    content: Block | Passage | list[Sample]
 
     def __len__(self) -> int:
-        return self.content.count if isinstance(self.content, Block) else len(self.content)
+        return len(self.content) if isinstance(self.content, list) else self.content.count
 
     def values(self, path: Path) -> tuple[list[Any], Callable[[int], str]]:
         """(the samples, index -> where it stands, in words). Raises DataError where the text is broken."""
         content = self.content
-        if isinstance(content, Block):
-            values, where = content.values(path)
-            for index, value in enumerate(values):
-                if _too_deep(value):
-                    values[index] = _NESTED
-            return values, where
-        return [sample.value for sample in content], lambda index: content[index].where
+        if isinstance(content, list):
+            return [sample.value for sample in content], lambda index: content[index].where
+        values, where = content.values(path)
+        for index, value in enumerate(values):
+            if _too_deep(value):
+                values[index] = _NESTED
+        return values, where
 
 
 def read_chunks(path: Path, moved: Callable[[int], None] | None = None) -> Iterator[Chunk]:
@@ -51,7 +51,7 @@ def read_chunks(path: Path, moved: Callable[[int], None] | None = None) -> Itera
     samples: list[Sample] = []
     number, first, weight = 0, 1, 0
     for found in read_blocks(path, inspect_file(path), largest=LARGEST, moved=moved):
-        if isinstance(found, Block):
+        if not isinstance(found, Sample):
             if samples:
                 yield Chunk(number, first, samples)
                 number, first, samples, weight = number + 1, first + len(samples), [], 0
