@@ -130,6 +130,16 @@ def test_a_sample_as_nearly_all_are_is_read_as_any_other(
     assert clean({**others, key: usual}, "x", chosen) == clean({**others, key: unusual}, "x", chosen)
 
 
+def test_what_stands_beside_a_usual_conversation_still_counts() -> None:
+    said = sample("A question of some length?", ANSWER)["conversations"]
+    messages = [{"role": "user", "content": "Another question?"}, {"role": "assistant", "content": ANSWER}]
+    called = [said[0], {**said[1], "tool_calls": [{"id": "1"}]}]
+    assert reason(clean({"conversations": called}, "x")) == "plugin calls"
+    assert reason(clean({"conversations": said, "messages": [{"role": "tool"}]}, "x")) == "plugin calls"
+    found = clean({"messages": messages, "conversations": None, "conversation": said}, "x")
+    assert turns(found) == [("user", said[0]["value"]), ("assistant", ANSWER)]
+
+
 def test_half_a_character_is_rejected_by_name() -> None:
     assert reason(clean(sample("A question?", "half \ud83d of a pair"), "x")) == "broken characters"
 
