@@ -1,7 +1,7 @@
 """Input files as chunks of samples, each with its number: the unit of work, of resuming and of sharing out.
 
 A chunk never crosses files, and where it ends depends on the file's bytes alone, so chunk 12 of a file is the same in
-every run and on every machine. Text is handed on as it is read; whoever works on a chunk decodes it.
+every run and on every machine. Whoever works on a chunk decodes it, and reads its text where it stands in the file.
 """
 
 from __future__ import annotations

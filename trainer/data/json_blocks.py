@@ -1,4 +1,4 @@
-"""A stream of JSON cut into blocks of whole samples without decoding them: what one process hands to many.
+"""A stream of JSON cut into blocks of whole samples without decoding them: what one process gives many to do.
 
 Where an array may be cut is not seen without parsing what stands before. But a guess is easily proved: if "[" +
 everything up to the guess + "]" is JSON, the guess is the end of an element, because a parser reads from left to
