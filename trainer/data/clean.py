@@ -121,8 +121,8 @@ def clean(sample: Any, default_id: str, settings: CleanSettings | None = None) -
             form, turns = read_turns(sample)
             turns = _ends_dropped(turns, notes)
             turns = _in_order(turns, notes, strict="wrong roles" in settings.filters)
-        read, turns = turns, _converted(turns, settings.html, notes)
-        if "empty" in settings.filters and not (usual and turns is read):
+        turns = _converted(turns, settings.html, notes)
+        if "empty" in settings.filters and (notes or not usual):  # of a usual one, what HTML became
             turns = _cut_at_empty(turns, notes)
         for turn in turns:
             if not turn.text.isascii():
@@ -186,16 +186,20 @@ def _in_order(turns: list[Turn], notes: list[str], strict: bool) -> list[Turn]:
 def _converted(turns: list[Turn], html: str, notes: list[str]) -> list[Turn]:
     if html == "never":
         return turns
-    out = turns
-    for place, turn in enumerate(turns):
-        # No HTML without a "<" near its beginning.
+    out = []
+    converted = False
+    for turn in turns:
+        text = turn.text
+        # No HTML without a "<": and most text that is not HTML is told by its first character.
         if turn.role == ASSISTANT and (
-            html == "always" or ("<" in turn.text[:400] and looks_like_html(turn.text))
+            html == "always" or (text[:400].find("<") >= 0 and looks_like_html(text))
         ):
-            if out is turns:
-                out = list(turns)
-                notes.append("html converted")
-            out[place] = Turn(ASSISTANT, to_markdown(turn.text))
+            out.append(Turn(ASSISTANT, to_markdown(text)))
+            converted = True
+        else:
+            out.append(turn)
+    if converted:
+        notes.append("html converted")
     return out
 
 
