@@ -29,7 +29,6 @@ def workforce(workers: int, settings: Settings) -> Iterator[Submit]:
     """Yields submit(function, argument) -> a function that waits for the result. One worker: this process."""
     os.environ.setdefault("RAYON_NUM_THREADS", "1")  # the workers are the parallelism
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else numpy starts threads that wait busily at first
     if workers == 1:
 
         def now(function: Callable[[Any], Any], argument: Any) -> Callable[[], Any]:
