@@ -171,9 +171,10 @@ def _through(value: Any, name: str, settings: Settings, account: Account) -> tup
     if isinstance(value, Unreadable):
         return Drop("read", value.reason, value.detail)
     if settings.clean is not None:
-        clean, rejection = _cleaning()
+        from trainer.data.clean import Rejection, clean
+
         cleaned = clean(value, name, settings.clean)
-        if isinstance(cleaned, rejection):
+        if isinstance(cleaned, Rejection):
             return Drop(_step_of(cleaned.reason), cleaned.reason, cleaned.detail)
         conversation = cleaned.conversation
         account.forms[cleaned.form] += 1
@@ -197,14 +198,6 @@ def _through(value: Any, name: str, settings: Settings, account: Account) -> tup
     if settings.language is not None and (verdict := settings.language.judge(language)):
         return Drop("language", verdict.reason, verdict.detail)
     return language.code, conversation
-
-
-@lru_cache(maxsize=1)
-def _cleaning() -> tuple[Any, Any]:
-    """(clean, Rejection); a chunk that is not cleaned imports none of it."""
-    from trainer.data.clean import Rejection, clean
-
-    return clean, Rejection
 
 
 @lru_cache(maxsize=1)
