@@ -125,7 +125,8 @@ def _refused(look: Look) -> str | None:
 
 def _begins(look: Look, phrases: tuple[str, ...]) -> str | None:
     for number, answer in enumerate(look.answers, 1):
-        if (start := answer[:120].lstrip("> *_#\n").lower().replace("\u2019", "'")).startswith(phrases):
+        start = answer[:120].lstrip("> *_#\n").lower().replace("\u2019", "'")
+        if start.startswith(phrases):
             found = next(phrase for phrase in phrases if start.startswith(phrase))
             return f"answer {number} begins with {found!r}"
     return None

@@ -84,7 +84,7 @@ def usual_turns(sample: Any) -> tuple[str, list[Turn]] | None:
     """What `read_turns` says of a sample as nearly all are, in one pass; None where more has to be looked at.
 
     Usual is one list of turns of two keys each, no system turn, question and answer in turn and none of them blank,
-    the last an answer: nothing in it could be refused, dropped or joined.
+    the last an answer: nothing in its shape could be refused, and nothing is to be dropped or joined.
     """
     if not isinstance(sample, dict) or "plugins" in sample or "conversation" in sample:
         return None
