@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import json
 import random
 from pathlib import Path
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from tests.data import corpora
 from trainer.data.chunks import LARGEST, read_chunks
 from trainer.data.containers import inspect_file, read_samples
-from trainer.data.json_blocks import BLOCK, Block
+from trainer.data.json_blocks import BLOCK, Block, Passage
 from trainer.errors import DataError
 
 SAMPLES = corpora.raw_samples(700)
@@ -53,14 +55,37 @@ def test_an_array_is_cut_between_samples_whatever_its_layout(tmp_path: Path, lay
     path = written(tmp_path / "a.json", samples, layout)
     assert in_blocks(path) == carefully(path)
     chunks = list(read_chunks(path))
-    assert len(chunks) > 2 and all(isinstance(chunk.content, Block) for chunk in chunks)
-    assert all(len(chunk.content.text) < 3 * BLOCK for chunk in chunks if isinstance(chunk.content, Block))
+    assert len(chunks) > 2 and all(isinstance(chunk.content, Passage) for chunk in chunks)
+    assert all(chunk.content.size < 3 * BLOCK for chunk in chunks if isinstance(chunk.content, Passage))
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert in_blocks(path) == carefully(path)
+    assert all(isinstance(chunk.content, Block) for chunk in read_chunks(path))
 
 
 @pytest.mark.parametrize("layout", ["lines", "blank lines"])
 def test_lines_are_cut_at_their_ends(tmp_path: Path, layout: str) -> None:
     path = written(tmp_path / "a.jsonl", SAMPLES, layout)
     assert in_blocks(path) == carefully(path)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_byte_order_mark_moves_nothing(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path / name, SAMPLES, "indented")
+    before = in_blocks(path)
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    assert in_blocks(path) == carefully(path) == before
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path / name, SAMPLES, "indented")
+    chunks = list(read_chunks(path))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match="changed while it was read"):
+        chunks[-1].values(path)
+    path.unlink()
+    with pytest.raises(DataError, match="cannot be read"):
+        chunks[0].values(path)
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])

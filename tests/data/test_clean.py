@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from trainer.conversation import Conversation, Turn
 from trainer.data.clean import NOTES, REASONS, Cleaned, CleanSettings, Rejection, clean, clean_settings, judge
-from trainer.data.filters import DEFAULT_FILTERS, FILTERS, prose, read_phrases
+from trainer.data.filters import _FENCED, DEFAULT_FILTERS, FILTERS, prose, read_phrases
 from trainer.errors import ConfigError, DataError
 
 ANSWER = "A good answer of some length."
@@ -93,6 +94,50 @@ VALUES = st.recursive(
 def test_no_json_value_makes_it_fail(value: Any) -> None:
     result = clean(value, "x")
     assert isinstance(result, Cleaned) or (result.reason in REASONS and result.detail)
+
+
+TURNS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "from": st.sampled_from(["human", "gpt", "user", "Human", "system", "tool"]),
+            "value": st.sampled_from(["", " ", "Why?", "<p></p>", "<p>So.</p>", "half \ud83d", ANSWER]),
+        }
+    ),
+    max_size=5,
+)
+ALTERNATING = st.lists(st.sampled_from(["", " \n", "<p></p>", "<p>So.</p>", "é", ANSWER]), max_size=6).map(
+    lambda texts: sample(*texts)["conversations"]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    said=TURNS | ALTERNATING,
+    others=st.dictionaries(
+        st.sampled_from(["id", "plugins", "messages", "conversation"]), VALUES, max_size=2
+    ),
+    openai=st.booleans(),
+    off=st.sets(st.sampled_from(["plugin calls", "wrong roles", "empty"])),
+)
+def test_a_sample_as_nearly_all_are_is_read_as_any_other(
+    said: list[dict[str, str]], others: dict[str, Any], openai: bool, off: set[str]
+) -> None:
+    """A third key in a turn, which says nothing, makes a sample one that is looked at step by step."""
+    key, who, what = ("messages", "role", "content") if openai else ("conversations", "from", "value")
+    usual = [{who: turn["from"], what: turn["value"]} for turn in said]
+    unusual = [{**turn, "note": 1} for turn in usual]
+    chosen = clean_settings(off=off)
+    assert clean({**others, key: usual}, "x", chosen) == clean({**others, key: unusual}, "x", chosen)
+
+
+def test_what_stands_beside_a_usual_conversation_still_counts() -> None:
+    said = sample("A question of some length?", ANSWER)["conversations"]
+    messages = [{"role": "user", "content": "Another question?"}, {"role": "assistant", "content": ANSWER}]
+    called = [said[0], {**said[1], "tool_calls": [{"id": "1"}]}]
+    assert reason(clean({"conversations": called}, "x")) == "plugin calls"
+    assert reason(clean({"conversations": said, "messages": [{"role": "tool"}]}, "x")) == "plugin calls"
+    found = clean({"messages": messages, "conversations": None, "conversation": said}, "x")
+    assert turns(found) == [("user", said[0]["value"]), ("assistant", ANSWER)]
 
 
 def test_half_a_character_is_rejected_by_name() -> None:
@@ -207,6 +252,19 @@ def test_each_filter_leaves_alone_what_only_looks_like_it(name: str) -> None:
     for data in NOT_FOUND[name]:
         result = clean(data, "x", ONLY[name])
         assert isinstance(result, Cleaned), result
+
+
+LINES = st.sampled_from(["1. a", "2. b", "1) c", " 1. d", "12. e", "text 2. f", "```", "~~~ x", "> ```", ""])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(LINES, max_size=12))
+def test_a_list_is_broken_if_its_items_outside_of_fences_are_three_ones(lines: list[str]) -> None:
+    answer = "\n".join(lines)
+    items = re.findall(r"^(\d+)[.)] ", _FENCED.sub("\n", answer), re.MULTILINE)
+    conversation = Conversation("a", (Turn("user", "Why?"), Turn("assistant", answer)))
+    found = judge(conversation, ONLY["broken lists"])
+    assert (found is not None) == (len(items) >= 3 and set(items) == {"1"})
 
 
 def test_every_filter_says_what_it_means_and_every_reason_is_listed() -> None:

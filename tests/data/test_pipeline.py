@@ -13,6 +13,7 @@ from tests.data import corpora
 from tests.data.jobs import whole_settings
 from trainer.data.containers import inspect_file, read_samples
 from trainer.data.contamination import read_questions
+from trainer.data.forms import file_hash
 from trainer.data.language import language_rule
 from trainer.data.pipeline import Job, Progress, prepare
 from trainer.data.read import read_corpus
@@ -63,8 +64,9 @@ def test_json_zstd_lines_gzip_and_parquet_give_the_same_bytes(tmp_path: Path) ->
 def test_every_container_that_is_written_reads_back_the_same(tmp_path: Path, raw: Path, name: str) -> None:
     settings = Settings()
     run(tmp_path, raw, settings=settings, to="plain.jsonl")
-    run(tmp_path, raw, settings=settings, to=name)
+    manifest = run(tmp_path, raw, settings=settings, to=name)
     assert list(read_corpus([tmp_path / name])) == list(read_corpus([tmp_path / "plain.jsonl"]))
+    assert manifest["output"]["sha256"] == file_hash(tmp_path / name)
 
 
 @pytest.mark.parametrize("form", ["sharegpt", "openai"])
@@ -106,6 +108,7 @@ def test_the_manifest_says_what_a_run_was_trained_on(tmp_path: Path, raw: Path) 
     import hashlib
 
     manifest = run(tmp_path, raw)
+    assert manifest["rejected"]["sha256"] == file_hash(tmp_path / "rejected.jsonl")
     assert manifest == json.loads((tmp_path / "out.manifest.json").read_bytes())
     output = (tmp_path / "out.jsonl").read_bytes()
     assert manifest["output"]["sha256"] == hashlib.sha256(output).hexdigest()

@@ -23,11 +23,12 @@ from trainer.data.filters import (
     MIN_CHARACTERS,
     Look,
     Phrases,
+    checks,
     read_phrases,
     shipped_phrases,
 )
 from trainer.data.html import HtmlRejected, looks_like_html, to_markdown
-from trainer.data.samples import Refused, read_turns, sample_id
+from trainer.data.samples import Refused, read_turns, sample_id, usual_turns
 from trainer.errors import ConfigError, nearest
 
 _HTML_MODES = ("auto", "always", "never")
@@ -110,16 +111,18 @@ def clean_settings(
 def clean(sample: Any, default_id: str, settings: CleanSettings | None = None) -> Cleaned | Rejection:
     """The clean conversation of one parsed sample of any form, or why there is none. Never raises for data."""
     settings = settings or _default_settings()
+    notes: list[str] = []
     try:
-        calls = _plugin_calls(sample) if "plugin calls" in settings.filters else None
-        if calls:
-            return Rejection("plugin calls", calls)
-        form, turns = read_turns(sample)
-        notes: list[str] = []
-        turns = _ends_dropped(turns, notes)
-        turns = _in_order(turns, notes, strict="wrong roles" in settings.filters)
+        if usual := usual_turns(sample):
+            form, turns = usual
+        else:
+            if "plugin calls" in settings.filters and (calls := _plugin_calls(sample)):
+                return Rejection("plugin calls", calls)
+            form, turns = read_turns(sample)
+            turns = _ends_dropped(turns, notes)
+            turns = _in_order(turns, notes, strict="wrong roles" in settings.filters)
         turns = _converted(turns, settings.html, notes)
-        if "empty" in settings.filters:
+        if "empty" in settings.filters and (notes or not usual):  # of a usual one, what HTML became
             turns = _cut_at_empty(turns, notes)
         for turn in turns:
             if not turn.text.isascii():
@@ -137,12 +140,13 @@ def clean(sample: Any, default_id: str, settings: CleanSettings | None = None) -
 
 def judge(conversation: Conversation, settings: CleanSettings) -> Rejection | None:
     """The first filter that is on and finds something, in the order of FILTERS."""
+    wanted = checks(settings.filters)
+    if not wanted:
+        return None
     look = Look(conversation, settings.phrases, settings.min_characters)
-    for name, rule in FILTERS.items():
-        if rule.check is not None and name in settings.filters:
-            detail = rule.check(look)
-            if detail is not None:
-                return Rejection(name, detail)
+    for name, check in wanted:
+        if (detail := check(look)) is not None:
+            return Rejection(name, detail)
     return None
 
 

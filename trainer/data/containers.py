@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from trainer.data import json_blocks
-from trainer.data.json_blocks import Block
+from trainer.data.json_blocks import Block, Passage
 from trainer.data.json_stream import Sample, is_json, read_lines, read_values
 from trainer.errors import DataError, NotReady
 
@@ -81,12 +81,13 @@ def read_samples(
 
 def read_blocks(
     path: Path, container: Container, *, largest: int, moved: Callable[[int], None] | None = None
-) -> Iterator[Block | Sample]:
+) -> Iterator[Block | Passage | Sample]:
     """As `read_samples`, but JSON comes undecoded, in blocks of many samples, wherever that can be."""
     if container.kind in ("json", "jsonl"):
         with _reading(path):
             chunks = _chunks(path, container.compression, moved)
-            yield from json_blocks.read_blocks(path, container.kind, chunks, largest)
+            plain = not container.compression
+            yield from json_blocks.read_blocks(path, container.kind, chunks, largest, plain)
     else:
         yield from read_samples(path, container, largest=largest, moved=moved)
 

@@ -107,8 +107,12 @@ class Look:
 
 
 def _too_short(look: Look) -> str | None:
-    characters = sum(len(turn.text) for turn in look.turns if turn.role != SYSTEM)
-    return f"{characters} characters" if characters < look.min_characters else None
+    characters = 0
+    for turn in look.turns:
+        characters += len(turn.text) if turn.role != SYSTEM else 0
+        if characters >= look.min_characters:
+            return None
+    return f"{characters} characters"
 
 
 def _rate_limited(look: Look) -> str | None:
@@ -134,7 +138,7 @@ def _blocked(look: Look) -> str | None:
         if phrase in lowered:
             whole = re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)")
             for number, turn in enumerate(look.turns, 1):
-                if phrase in turn.text.lower() and whole.search(prose(turn.text.lower())):
+                if phrase in (text := turn.text.lower()) and whole.search(prose(text)):
                     return f"{phrase!r} in turn {number}"
     return None
 
@@ -167,16 +171,20 @@ def _repeated_digits(look: Look) -> str | None:
     return None
 
 
-_FIRSTS = re.compile(r"\n1[.)] ")
-_NUMBERED = re.compile(r"^( *)(\d{1,9})[.)] ", re.MULTILINE)
+_NUMBERED = re.compile(r"^(\d{1,9})[.)] ", re.MULTILINE)
 
 
 def _broken_lists(look: Look) -> str | None:
     for number, answer in enumerate(look.answers, 1):
+        # Of three items at least two begin behind a line end; most text has no two such lines.
         first = answer.find("\n1")
-        if first < 0 or answer.find("\n1", first + 2) < 0 or len(_FIRSTS.findall(answer)) < 2:
+        if first < 0 or answer.find("\n1", first + 2) < 0:
             continue
-        items = [match[2] for match in _NUMBERED.finditer(_FENCED.sub("\n", answer)) if not match[1]]
+        # A 2 before the first fence is one outside fences: the usual list, told without a regular expression.
+        head = answer.partition("```")[0].partition("~~~")[0]
+        if "\n2. " in head:
+            continue
+        items = _NUMBERED.findall(_FENCED.sub("\n", answer) if len(head) < len(answer) else answer)
         if len(items) >= 3 and set(items) == {"1"}:
             return f"answer {number} has {len(items)} numbered items, each of them 1"
     return None
@@ -210,6 +218,12 @@ FILTERS: dict[str, Filter] = {
         _broken_lists, True, "a numbered list of three or more items that are all number 1"
     ),
 }
+
+
+@cache
+def checks(on: frozenset[str]) -> tuple[tuple[str, Callable[[Look], str | None]], ...]:
+    """Of the filters of these names, those that look at a conversation, in their order."""
+    return tuple((name, rule.check) for name, rule in FILTERS.items() if name in on and rule.check)
 
 
 DEFAULT_FILTERS = frozenset(name for name, rule in FILTERS.items() if rule.default)

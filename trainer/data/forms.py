@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,8 @@ INSTALL = "pip install 'vlaunch[data]'"
 CONTAINERS = (".jsonl", ".json", ".parquet")
 _SHAREGPT = {USER: "human", ASSISTANT: "gpt", SYSTEM: "system"}
 _ROWS = 1024  # of a Parquet row group
+
+Told = Callable[[memoryview], object]
 
 
 def sharegpt(conversation: Conversation) -> dict[str, Any]:
@@ -90,10 +93,11 @@ class LineWriter(Protocol):
 
 
 @contextmanager
-def writing(path: Path, scratch: Path | None = None) -> Iterator[LineWriter]:
+def writing(path: Path, scratch: Path | None = None, told: Told = lambda _: None) -> Iterator[LineWriter]:
     """Writes samples to `path`, which appears complete or not at all.
 
     scratch: a folder for the unfinished file, if it is on the same disk; what a kill leaves there goes with it.
+    told: called with every piece of the file in order, such as a hash's `update`: nobody need read it again.
     """
     check_output(path)
     container, compression = split_name(path)
@@ -101,7 +105,7 @@ def writing(path: Path, scratch: Path | None = None) -> Iterator[LineWriter]:
     folder = scratch if scratch and scratch.stat().st_dev == path.parent.stat().st_dev else path.parent
     temporary = folder / temporary_name(path)
     try:
-        with temporary.open("wb") as file:
+        with io.BufferedWriter(_TellingFile(temporary, told)) as file:
             if container == ".parquet":
                 with _parquet(file) as write:
                     yield write
@@ -114,6 +118,19 @@ def writing(path: Path, scratch: Path | None = None) -> Iterator[LineWriter]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+class _TellingFile(io.FileIO):
+    """A new file that is written from its beginning to its end, and tells what."""
+
+    def __init__(self, path: Path, told: Told) -> None:
+        super().__init__(path, "wb")
+        self._told = told
+
+    def write(self, data: Any) -> int:
+        size = super().write(data)
+        self._told(memoryview(data)[:size])
+        return size
 
 
 def temporary_name(path: Path) -> str:

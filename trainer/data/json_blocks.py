@@ -1,4 +1,4 @@
-"""A stream of JSON cut into blocks of whole samples without decoding them: what one process hands to many.
+"""A stream of JSON cut into blocks of whole samples without decoding them: what one process gives many to do.
 
 Where an array may be cut is not seen without parsing what stands before. But a guess is easily proved: if "[" +
 everything up to the guess + "]" is JSON, the guess is the end of an element, because a parser reads from left to
@@ -14,12 +14,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
 
 from trainer.data.json_stream import START, Place, Sample, read_elements, read_lines, read_values
-from trainer.errors import NotReady
+from trainer.errors import DataError, NotReady
 
 BLOCK = 1 << 19  # bytes of a block at least, but for the first and the last of a file
 _LONGEST = 4 << 20  # without a place to cut: from here on the slow way
@@ -29,6 +29,7 @@ _BLANK = b" \t\n\r"
 _BETWEEN = re.compile(rb"\}[ \t\n\r]*,[ \t\n\r]*(?=\{)")
 _OPENING = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\n\r]*\[")
 _GAP = re.compile(rb"[ \t\n\r,]*")
+_CHANGED = "run the same command again once nothing writes to the file any more"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,11 @@ class Block:
 
     def _where(self) -> Callable[[int], str]:
         """Places are looked up only when one is asked for."""
+        places = self._lines() if self.kind == "jsonl" else self._elements()
         known: list[str] = []
 
         def where(index: int) -> str:
-            if not known:
-                known.extend(self._lines() if self.kind == "jsonl" else self._elements())
+            known.extend(islice(places, max(index + 1 - len(known), 0)))
             return known[index]
 
         return where
@@ -85,18 +86,49 @@ class Block:
             end = start + len(memoryview(element))
 
 
-def read_blocks(path: Path, kind: str, chunks: Iterator[bytes], largest: int) -> Iterator[Block | Sample]:
-    """Blocks, and single samples where there is no other way. kind: "json" or "jsonl"."""
-    chunks = _gathered(chunks)
-    if kind == "jsonl":
-        yield from _line_blocks(path, chunks, largest)
-        return
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A block that still stands in its file, which is not compressed: whoever works on it reads it there."""
+
+    size: int
+    kind: str
+    place: Place
+    count: int
+
+    def values(self, path: Path) -> tuple[list[Any], Callable[[int], str]]:
+        """As of a block. Raises DataError as well where the file is no longer what it was."""
+        try:
+            with path.open("rb") as file:
+                file.seek(self.place.byte)
+                text = file.read(self.size)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}", hint=_CHANGED) from error
+        if len(text) == self.size:
+            values, where = Block(text, self.kind, self.place, self.count).values(path)
+            if len(values) == self.count:
+                return values, where
+        raise DataError(f"{path} changed while it was read", hint=_CHANGED)
+
+
+def read_blocks(
+    path: Path, kind: str, chunks: Iterator[bytes], largest: int, plain: bool
+) -> Iterator[Block | Passage | Sample]:
+    """Blocks, and single samples where there is no other way. kind: "json" or "jsonl"; plain: not compressed."""
+    found = _jsonl_blocks if kind == "jsonl" else _json_blocks
+    for each in found(path, _gathered(chunks), largest):
+        if plain and isinstance(each, Block):
+            yield Passage(len(each.text), kind, each.place, each.count)
+        else:
+            yield each
+
+
+def _json_blocks(path: Path, chunks: Iterator[bytes], largest: int) -> Iterator[Block | Sample]:
     first = next(chunks, b"")
     opening = _OPENING.match(first)
     if opening is None:  # values that stand one after another
         yield from read_values(path, chain([first], chunks), largest)
     else:
-        place = START.after(first[: opening.end()].removeprefix(codecs.BOM_UTF8))
+        place = START.after(first[: opening.end()].removeprefix(codecs.BOM_UTF8))._replace(byte=opening.end())
         yield from _array_blocks(path, chain([first[opening.end() :]], chunks), place, largest)
 
 
@@ -113,7 +145,7 @@ def _gathered(chunks: Iterator[bytes]) -> Iterator[bytes]:
         yield b"".join(held)
 
 
-def _line_blocks(path: Path, chunks: Iterator[bytes], largest: int) -> Iterator[Block | Sample]:
+def _jsonl_blocks(path: Path, chunks: Iterator[bytes], largest: int) -> Iterator[Block | Sample]:
     held, place = b"", START
     for chunk in chunks:
         held += chunk
@@ -129,8 +161,8 @@ def _line_blocks(path: Path, chunks: Iterator[bytes], largest: int) -> Iterator[
 
 
 def _line_block(text: bytes, place: Place) -> Block:
-    if place == START:
-        text = text.removeprefix(codecs.BOM_UTF8)
+    if place == START and text.startswith(codecs.BOM_UTF8):
+        text, place = text.removeprefix(codecs.BOM_UTF8), START._replace(byte=len(codecs.BOM_UTF8))
     return Block(text, "jsonl", place, sum(1 for line in text.split(b"\n") if line.strip()))
 
 
@@ -147,7 +179,7 @@ def _array_blocks(
             end, start, count = found
             likely = held[end - 2 : start + 2]
             yield Block(held[:end], "json", place, count)
-            held, place = held[start:], place.after(held[:start])
+            held, place = held[start:], place.after(held, start)
         elif len(held) > _LONGEST:
             break
     else:

@@ -34,11 +34,12 @@ class Place(NamedTuple):
     column: int
     byte: int
 
-    def after(self, text: bytes) -> Place:
-        """The place behind these bytes."""
-        lines, tail = text.count(b"\n"), text[text.rfind(b"\n") + 1 :]
+    def after(self, text: bytes, size: int | None = None) -> Place:
+        """The place behind the first `size` of these bytes."""
+        size = len(text) if size is None else size
+        lines, tail = text.count(b"\n", 0, size), text[text.rfind(b"\n", 0, size) + 1 : size]
         characters = len(tail) if tail.isascii() else len(tail.translate(None, _CONTINUES))
-        return Place(self.line + lines, (1 if lines else self.column) + characters, self.byte + len(text))
+        return Place(self.line + lines, (1 if lines else self.column) + characters, self.byte + size)
 
     @property
     def words(self) -> str:

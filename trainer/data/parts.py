@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from trainer.data.forms import temporary_name
-from trainer.data.steps import Account, Kept, Outcome
+from trainer.data.steps import Account, Outcome
 from trainer.errors import CorruptObject
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class FileParts:
         return chunks is not None and all(self.has(chunk) for chunk in range(chunks))
 
     def write(self, chunk: int, outcome: Outcome, minhash: NDArray[np.uint32] | None) -> None:
-        write_whole(self.path(chunk), _encode(outcome, minhash))
+        write_whole(self.path(chunk), *_encode(outcome, minhash))
 
     def paths(self) -> Iterator[Path]:
         """In order. Raises FileNotFoundError where they are gone: another share has finished with them."""
@@ -98,11 +98,12 @@ class FileParts:
         yield from (self.path(chunk) for chunk in range(chunks))
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, *pieces: bytes) -> None:
     """Atomic for readers: the name holds all of it or what it held before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(temporary_name(path))
-    temporary.write_bytes(data)
+    with temporary.open("wb") as file:
+        file.writelines(pieces)
     os.replace(temporary, path)
 
 
@@ -153,18 +154,26 @@ def _offsets(sizes: NDArray[Any]) -> list[int]:
     return found
 
 
-def _encode(outcome: Outcome, minhash: NDArray[np.uint32] | None) -> bytes:
+def _encode(outcome: Outcome, minhash: NDArray[np.uint32] | None) -> tuple[bytes, bytes, bytes]:
+    """(header, columns, text)."""
     import numpy as np
 
     kept = outcome.kept
-    lines = [b"".join(each.lines) for each in kept]
-    dropped = [b"".join(each.dropped) for each in kept]
-    rejected = b"".join(outcome.rejected)
-    numbers = [np.array([_number(each, name) for each in kept], kind) for name, kind in _COLUMNS.items()]
+    lines = [line for each in kept for line in each.lines]
+    dropped = [line for each in kept for line in each.dropped]
+    found = {
+        "lines": [len(each.lines) for each in kept],
+        "line_bytes": [sum(map(len, each.lines)) for each in kept],
+        "drop_bytes": [sum(map(len, each.dropped)) for each in kept],
+    }
+    numbers = [
+        np.array(found.get(name) or [getattr(each, name) for each in kept], kind)
+        for name, kind in _COLUMNS.items()
+    ]
     numbers.append(np.array([value for each in kept for value in each.chain], "<u8"))
     numbers.append(np.zeros(0, "<u4") if minhash is None else minhash.astype("<u4").ravel())
-    columns = b"".join(each.tobytes() for each in numbers)
-    text = b"".join((*lines, *dropped, rejected))
+    columns = b"".join([each.tobytes() for each in numbers])
+    text = b"".join((*lines, *dropped, *outcome.rejected))
     header = {
         "conversations": len(kept),
         "chains": len(numbers[-2]),
@@ -173,20 +182,10 @@ def _encode(outcome: Outcome, minhash: NDArray[np.uint32] | None) -> bytes:
         "account": {slot: getattr(outcome.account, slot) for slot in Account.__slots__},
         "numbers": len(columns),
         "crc32": zlib.crc32(columns),
-        "text": [sum(map(len, lines)), sum(map(len, dropped)), len(rejected)],
+        "text": [sum(map(len, each)) for each in (lines, dropped, outcome.rejected)],
         "text_crc32": zlib.crc32(text),
     }
-    return b"".join((json.dumps(header).encode("ascii"), b"\n", columns, text))
-
-
-def _number(kept: Kept, name: str) -> int:
-    if name == "lines":
-        return len(kept.lines)
-    if name == "line_bytes":
-        return sum(map(len, kept.lines))
-    if name == "drop_bytes":
-        return sum(map(len, kept.dropped))
-    return int(getattr(kept, name))
+    return json.dumps(header).encode("ascii") + b"\n", columns, text
 
 
 def _read_numbers(path: Path, file: BinaryIO) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

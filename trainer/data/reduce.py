@@ -5,6 +5,7 @@ Two ordered passes over the parts: the first reads their columns only, the secon
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.data import manifest as manifests
 from trainer.data.dedupe import REASONS, Decisions, decide
-from trainer.data.forms import LineWriter, encoder, file_hash, temporary_name, writing
+from trainer.data.forms import LineWriter, encoder, temporary_name, writing
 from trainer.data.parts import Signatures, Text, read_signatures, read_text, write_whole
 from trainer.data.signatures import PERMUTATIONS, text_hash
 from trainer.data.steps import Account, Drop, rejected_line
@@ -62,6 +63,8 @@ class Written:
     conversations: int = 0
     samples: int = 0
     rejected: int = 0
+    output_sha256: str = ""
+    rejected_sha256: str = ""
 
 
 def reduce_parts(job: Job, inputs: Sequence[Input], key: str) -> manifests.Manifest:
@@ -149,12 +152,14 @@ def _copies(ids: NDArray[np.uint64], kept: NDArray[np.bool_]) -> NDArray[np.uint
 
 
 def _write(job: Job, inputs: Sequence[Input], decisions: Decisions, copies: NDArray[np.uint32]) -> Written:
-    done = Written()
+    done, written, turned_down = Written(), hashlib.sha256(), hashlib.sha256()
     winners = _winners(inputs, decisions) if job.rejected else {}
     at = 0
     with ExitStack() as stack:
-        write = stack.enter_context(writing(job.output, job.work))
-        reject = stack.enter_context(writing(job.rejected, job.work)) if job.rejected else None
+        write = stack.enter_context(writing(job.output, job.work, written.update))
+        reject = None
+        if job.rejected:
+            reject = stack.enter_context(writing(job.rejected, job.work, turned_down.update))
         for path in _part_paths(inputs):
             text = read_text(path)
             if reject:
@@ -162,6 +167,7 @@ def _write(job: Job, inputs: Sequence[Input], decisions: Decisions, copies: NDAr
             here = slice(at, at + len(text.counts))
             at = here.stop
             _write_part(text, here, decisions, copies, winners, write, reject, done)
+    done.output_sha256, done.rejected_sha256 = written.hexdigest(), turned_down.hexdigest()
     return done
 
 
@@ -268,7 +274,7 @@ def _manifest(
     split = job.settings.split
     output: dict[str, Any] = {
         "file": job.output.name,
-        "sha256": file_hash(job.output),
+        "sha256": written.output_sha256,
         "bytes": job.output.stat().st_size,
         "form": job.settings.form,
         "samples": written.samples,
@@ -281,7 +287,7 @@ def _manifest(
         notes["doubled id made unique"] = renamed
     rejected = None
     if job.rejected:
-        digest = file_hash(job.rejected)
+        digest = written.rejected_sha256
         rejected = {"file": job.rejected.name, "samples": written.rejected, "sha256": digest}
     codes = np.concatenate(found.languages)[kept]
     languages = Counter(

@@ -76,8 +76,38 @@ def read_sample(sample: Any, default_id: str) -> tuple[Conversation, str, bool]:
 def sample_id(sample: dict[str, Any], default_id: str) -> str:
     """The id that the sample gives, else the default."""
     given = sample.get("id")
-    name = str(given) if isinstance(given, str | int) and given != "" else default_id
+    name = str(given) if isinstance(given, (str, int)) and given != "" else default_id
     return name if name.isascii() else _SURROGATE.sub("?", name)
+
+
+def usual_turns(sample: Any) -> tuple[str, list[Turn]] | None:
+    """What `read_turns` says of a sample as nearly all are, in one pass; None where more has to be looked at.
+
+    Usual is one list of turns of two keys each, no system turn, question and answer in turn and none of them blank,
+    the last an answer: nothing in its shape could be refused, and nothing is to be dropped or joined.
+    """
+    if not isinstance(sample, dict) or "plugins" in sample or "conversation" in sample:
+        return None
+    said, form, who, what = sample.get("conversations"), "sharegpt", "from", "value"
+    if said is None:
+        said, form, who, what = sample.get("messages"), "openai", "role", "content"
+    elif "messages" in sample:
+        return None
+    if not isinstance(said, list):
+        return None
+    turns = []
+    expected, other = USER, ASSISTANT
+    for item in said:
+        if not isinstance(item, dict) or len(item) != 2:
+            return None
+        role, text = item.get(who), item.get(what)
+        if not isinstance(role, str) or ROLE_NAMES.get(role) != expected:
+            return None
+        if not isinstance(text, str) or not text or text.isspace():
+            return None
+        turns.append(Turn(expected, text))
+        expected, other = other, expected
+    return (form, turns) if turns and expected == USER else None
 
 
 def read_turns(sample: Any) -> tuple[str, list[Turn]]:

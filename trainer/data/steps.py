@@ -73,11 +73,11 @@ class Kept:
     characters: int
     language: str = ""
     tokens: int = 0
-    chain: list[int] = field(default_factory=list)
+    chain: Sequence[int] = ()
     rounds: int = 0
     overlong: int = 0
     shortened: int = 0
-    dropped: list[bytes] = field(default_factory=list)  # rejected lines of rounds too long
+    dropped: Sequence[bytes] = ()  # rejected lines of rounds too long
     dropped_rounds: int = 0
 
 
@@ -127,7 +127,7 @@ def process(
         done.account.samples += 1
         if not isinstance(found, Drop):
             language, conversation = found
-            text = sum(len(turn.text) for turn in conversation.turns)
+            text = sum([len(turn.text) for turn in conversation.turns])
             done.kept.append(Kept(conversation.id, [], text, language))
             done.conversations.append(conversation)
             continue
@@ -181,7 +181,8 @@ def _through(value: Any, name: str, settings: Settings, account: Account) -> Con
             return Drop(_step_of(cleaned.reason), cleaned.reason, cleaned.detail)
         conversation = cleaned.conversation
         account.forms[cleaned.form] += 1
-        account.notes.update(cleaned.notes)
+        for note in cleaned.notes:
+            account.notes[note] += 1
     else:
         try:
             conversation, form, trimmed = read_sample(value, name)
@@ -235,11 +236,12 @@ def _finish(done: Outcome, settings: Settings) -> None:
     encode, shape = encoder(), FORMS[settings.form]
     splitter = _splitter(settings.split) if settings.split else None
     cuts = splitter.split_all(done.conversations) if splitter else [None] * len(done.kept)
-    for kept, conversation, cut in zip(done.kept, done.conversations, cuts, strict=True):
-        if settings.dedupe:
-            from trainer.data.signatures import chain_hashes
+    if settings.dedupe:
+        from trainer.data.signatures import chain_hashes
 
+        for kept, conversation in zip(done.kept, done.conversations, strict=True):
             kept.chain = chain_hashes(conversation)
+    for kept, conversation, cut in zip(done.kept, done.conversations, cuts, strict=True):
         parts = [conversation]
         if splitter and cut:
             parts, kept.tokens = cut.parts, sum(cut.tokens)
@@ -250,7 +252,7 @@ def _finish(done: Outcome, settings: Settings) -> None:
                 kept.dropped = [
                     rejected_line(encode, drop, {"id": one.id}, FORMS["sharegpt"](one)) for one in cut.dropped
                 ]
-        kept.rounds = sum(turn.role == "assistant" for turn in conversation.turns)
+        kept.rounds = [turn.role for turn in conversation.turns].count("assistant")
         kept.lines = [encode(shape(part)) + b"\n" for part in parts]
 
 
