@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +51,13 @@ class Counter(Protocol):
         """Tokens of each piece. Many at once cost less than one by one."""
         ...
 
+    def steady(self, piece: Piece) -> bool:
+        """Whether a round has as many tokens at a conversation's beginning as in it, but for a number that all share.
+
+        That number is the same for all that begin with the same system turn.
+        """
+        ...
+
 
 class Estimate:
     """For whoever has no tokeniser at hand: a token per 3 bytes of UTF-8, rounded up, per piece of text.
@@ -66,6 +72,9 @@ class Estimate:
     def measure(self, pieces: Iterable[Piece]) -> list[int]:
         return [self._one(piece) for piece in pieces]
 
+    def steady(self, piece: Piece) -> bool:
+        return False  # bytes are rounded up
+
     def _one(self, piece: Piece) -> int:
         ordinary = sum(-(-len(s.text.encode()) // 3) for s in piece.segments if not s.special)
         return int(piece.first) + ordinary + sum(s.special for s in piece.segments)
@@ -78,17 +87,19 @@ class ExactCount:
 
     def __init__(self, path: Path, template: ChatTemplate) -> None:
         try:
+            import orjson
             from tokenizers import Tokenizer
         except ImportError as error:
-            raise NotReady("counting tokens needs tokenizers", hint="pip install 'vlaunch[data]'") from error
+            hint = "pip install 'vlaunch[data]'"
+            raise NotReady("counting tokens needs tokenizers and orjson", hint=hint) from error
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are processes already
         data = _read_tokeniser(path)
         try:
-            tree = json.loads(data)
+            tree = orjson.loads(data)
             self._bos = adds_bos(Tokenizer, tree)
             _refuse_without(tree, template)
             bare, self._cuts = without_prefix(hidden(tree)[0])
-            self._tokeniser = Tokenizer.from_str(json.dumps(bare))
+            self._tokeniser = Tokenizer.from_str(orjson.dumps(bare).decode())
         except ConfigError:
             raise
         except Exception as error:  # tokenizers raises bare Exception, and its JSON may lack any key
@@ -97,6 +108,7 @@ class ExactCount:
             raise ConfigError(f"{path} is no tokeniser: {said}", hint=hint) from error
         self.name = f"{path} sha256:{hashlib.sha256(data).hexdigest()[:16]}"
         vocabulary = bare["model"]["vocab"] if self._cuts.wall else {}  # a list where there is no wall
+        self._steady = self._cuts.within(template.user_before, template.special_tokens)
         self._words = _Words(self._tokeniser, self._cuts, vocabulary)
 
     def measure(self, pieces: Iterable[Piece]) -> list[int]:
@@ -114,6 +126,9 @@ class ExactCount:
                 waiting = 0
         self._add_new(totals, rare)
         return totals
+
+    def steady(self, piece: Piece) -> bool:
+        return self._steady and all([self._cuts.divides(segment.text) for segment in piece.segments])
 
     def _add_new(self, totals: list[int], rare: list[tuple[int, list[str]]]) -> None:
         """Adds the words that were not known to the totals of their pieces."""

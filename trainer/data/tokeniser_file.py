@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,15 @@ class Cuts:
             if mark in text:
                 return False
         return True
+
+    def within(self, text: str, special_tokens: Iterable[str]) -> bool:
+        """Whether `text` has a cut in it, whatever stands around it: so what is before and after never join.
+
+        Said only where no mark of more than one character could reach over.
+        """
+        if self.wall is None or any(len(mark) > 1 for mark in self.whole):
+            return False
+        return any(token in text for token in special_tokens) or bool(re.search(f"\\S[{self.wall}]", text))
 
     def words(self, text: str) -> list[str]:
         """The words of a text that divides: each begins after a visible character and before a wall."""
@@ -203,20 +212,21 @@ def _wall(tree: dict[str, Any]) -> tuple[str | None, bool]:
 
 def _wall_of_merges(model: dict[str, Any]) -> tuple[str | None, bool]:
     """SentencePiece's BPE sees the whole text as one word: its vocabulary alone says what can be joined."""
-    merged = _merged(model)
-    if re.search(f"[^\\s{BLANK}\0]{BLANK}|\n[^\\s{BLANK}\0]", merged):
+    merged, visible = _merged(model), f"[^\\s{BLANK}\0]"
+    # Patterns begin with the character that is rare: twenty times as fast, and this is waited for at each start.
+    if re.search(f"{BLANK}(?<={visible}{BLANK})", merged) or re.search(f"\n{visible}", merged):
         return None, False
     line_end = "<0x0A>" if model.get("byte_fallback") and "\n" not in model["vocab"] else "\n"
-    if line_end not in model["vocab"] or re.search(f"[^\\s{BLANK}\0]\n", merged):
+    if line_end not in model["vocab"] or re.search(f"\n(?<={visible}\n)", merged):
         return " ", False
     return " \n", line_end not in merged
 
 
 def _merged(model: dict[str, Any]) -> str:
-    """What the merges of a BPE make, each after a NUL: one text to search instead of 100,000."""
+    """What the merges of a BPE make, each between NULs: one text to search instead of 100,000."""
     merges = model.get("merges") or ()
     made = ("".join(merge) if isinstance(merge, list) else merge.replace(" ", "") for merge in merges)
-    return "".join(f"\0{each}" for each in made) + "\0"
+    return "\0".join(("", *made, ""))
 
 
 def _steps(part: Any) -> list[Any]:
