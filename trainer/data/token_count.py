@@ -12,7 +12,6 @@ whole pieces instead: slower, the same numbers.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +28,8 @@ from trainer.errors import ConfigError, NotReady
 # Words remembered, about 100 bytes each; all are forgotten when there are more, so memory has an end.
 _REMEMBERED = 400_000
 _EDGES = 4096  # of those that begin or end a text in an unusual way
-_WAITING = 1024  # new words that wait to be counted together
-_TOGETHER = 64  # of them in one string
+_WAITING = 128  # pieces whose new words wait to be counted together
+_TOGETHER = 64  # new words in one string
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,32 +112,29 @@ class ExactCount:
 
     def measure(self, pieces: Iterable[Piece]) -> list[int]:
         totals: list[int] = []
-        rare: list[tuple[int, list[str]]] = []
-        waiting = 0
+        waiting: list[tuple[int, list[str]]] = []
         self._words.make_room()
         for number, piece in enumerate(pieces):
             totals.append(self._piece(piece))
             if new := self._words.new():
-                rare.append((number, new))
-                waiting += len(new)
-            if waiting > _WAITING:
-                self._add_new(totals, rare)
-                waiting = 0
-        self._add_new(totals, rare)
+                waiting.append((number, new))
+            if len(waiting) >= _WAITING:
+                self._add_new(totals, waiting)
+        self._add_new(totals, waiting)
         return totals
 
     def steady(self, piece: Piece) -> bool:
         return self._steady and all([self._cuts.divides(segment.text) for segment in piece.segments])
 
-    def _add_new(self, totals: list[int], rare: list[tuple[int, list[str]]]) -> None:
-        """Adds the words that were not known to the totals of their pieces."""
-        counts = self._words.learn(dict.fromkeys(word for _, words in rare for word in words))
-        for number, words in rare:
+    def _add_new(self, totals: list[int], waiting: list[tuple[int, list[str]]]) -> None:
+        """Adds new words to the totals of the pieces that have them."""
+        counts = self._words.learn(dict.fromkeys(word for _, words in waiting for word in words))
+        for number, words in waiting:
             totals[number] += sum(map(counts.__getitem__, words))
-        rare.clear()
+        waiting.clear()
 
     def _piece(self, piece: Piece) -> int:
-        """Tokens of the piece but for those of words that are not known."""
+        """Tokens of the piece but for those of its new words."""
         total = self._bos if piece.first else 0
         first = piece.first
         run: list[Segment] = []
@@ -164,11 +160,10 @@ class ExactCount:
 
     def _crosses(self, run: list[Segment], text: str) -> bool:
         """Whether a token would reach over the border between a question and its answer."""
-        edge = len(text) - sum([len(segment.text) for segment in run])
-        for left, right in zip(run, run[1:], strict=False):
-            edge += len(left.text)
+        for number, (left, right) in enumerate(zip(run, run[1:], strict=False), 1):
             if self._cuts.apart(left.text, right.text):
                 continue
+            edge = len(text) - sum(len(segment.text) for segment in run[number:])
             ids = self._tokeniser.encode(text, add_special_tokens=False)
             if any(start < edge < end for start, end in ids.offsets):
                 return True
@@ -203,11 +198,15 @@ class _Words(dict[str, int]):
         return known + self._edge(head) if head else known
 
     def __missing__(self, word: str) -> int:
-        while not word or word[-1].isspace():
-            piece = next(self._pieces, None)
-            if piece is None:
-                return self._edge(self._cuts.word(word))
-            word += " " + piece
+        if not word or word[-1].isspace():
+            pieces = [word]
+            for piece in self._pieces:
+                pieces.append(piece)
+                if piece and not piece[-1].isspace():
+                    break
+            else:
+                return self._edge(self._cuts.word(" ".join(pieces)))
+            word = " ".join(pieces)
             if word in self:
                 return self[word]
         self._new.append(word)
@@ -237,14 +236,14 @@ class _Words(dict[str, int]):
         counts: dict[str, int] = {}
         for group, text, encoding in zip(groups, texts, encoded, strict=True):
             counts.update(zip(group, self._shared_out(group, text, encoding.ids), strict=True))
-        self.update((word, count) for word, count in counts.items() if len(word) <= LONGEST_WORD)
+        self.update({word: count for word, count in counts.items() if len(word) <= LONGEST_WORD})
         return counts
 
     def _shared_out(self, words: list[str], text: str, ids: list[int]) -> list[int]:
         """Tokens of each of the words that are the text."""
         if len(words) == 1:
             return [len(ids)]
-        begins = list(compress(itertools.count(), map(self._begins.__contains__, ids)))
+        begins = list(compress(range(len(ids)), map(self._begins.__contains__, ids)))
         # Each word begins with one of these. There are more where a blank came from nowhere, as NFKC makes them.
         if len(begins) == len(words) and self._cuts.divides(text):
             return list(map(sub, [*begins[1:], len(ids)], begins))
