@@ -100,7 +100,9 @@ class Cuts:
         """
         if self.wall == " \n":
             text = text.replace("\n", " \n")
-        return text.split(" ")[1:]
+        pieces = text.split(" ")
+        del pieces[0]  # before the first wall there is nothing
+        return pieces
 
     def word(self, pieces: str) -> str:
         """What stands in the text for a piece, or for several with a blank between any two."""
