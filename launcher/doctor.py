@@ -53,6 +53,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "markdown-it-py",
         "py3langid",
         "rensa",
+        "tokenizers",
     ),
     "serve": (
         "starlette",

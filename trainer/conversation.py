@@ -24,9 +24,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
+from typing import NamedTuple
 
 from trainer.errors import ConfigError, DataError, nearest
 
@@ -65,7 +66,7 @@ class Segment:
     special: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ChatTemplate:
     """One chat format as data; the module docstring shows where each field stands in the text."""
 
@@ -91,7 +92,7 @@ class ChatTemplate:
                 f"conversation {conversation.id!r} does not end with an answer",
                 hint="training needs an assistant turn last",
             )
-        return self._segments(self._pieces(turns))
+        return self._segments(turns)
 
     def prompt_segments(self, turns: Sequence[Turn]) -> list[Segment]:
         """What `prompt` says, as segments to tokenise exactly as in training. The last turn is the user's."""
@@ -100,7 +101,7 @@ class ChatTemplate:
                 "a prompt must end with a user turn",
                 hint="add the user's message after the last answer, or leave that answer out",
             )
-        return self._segments([*self._pieces(turns), (self.answer_prefix, False, False)])
+        return self._segments(turns)
 
     def prompt(self, turns: Sequence[Turn]) -> str:
         """The text to generate from: it ends where the trained part of the next answer begins."""
@@ -154,52 +155,85 @@ class ChatTemplate:
             )
         )
 
-    def _pieces(self, turns: Sequence[Turn]) -> Iterator[tuple[str, bool, bool]]:
-        """(text, trained, quoted) in order; quoted text is the dialogue's own, never a special token."""
-        with_system = bool(turns) and turns[0].role == SYSTEM
+    @cached_property
+    def _joints(self) -> dict[tuple[str | None, str | None], _Joint]:
+        """What stands between two quoted texts, by their roles; None is the beginning and the end."""
+        start, question = (self.opening, False), (self.user_before, False)
+        asked, answered = ((self.user_after, False), (self.answer_prefix, False)), (self.answer_end, True)
+        texts: dict[tuple[str | None, str | None], tuple[tuple[str, bool], ...]] = {
+            (None, SYSTEM): (start, (self.system_before, False)),
+            (None, USER): (start, question),
+            (SYSTEM, USER): ((self.system_after, False), question),
+            (USER, ASSISTANT): (*asked, (self.answer_before, True)),
+            (ASSISTANT, USER): (answered, (self.next_turn, False), question),
+            (USER, None): asked,
+            (ASSISTANT, None): (answered,),
+        }
+        return {roles: _joint(*roles, own, self.special_tokens) for roles, own in texts.items()}
+
+    def _segments(self, turns: Sequence[Turn]) -> list[Segment]:
+        """Neighbouring ordinary text is one segment, so a prompt and its training text tokenise alike."""
+        with_system = turns[0].role == SYSTEM
         system = turns[0].text if with_system else self.default_system
-        yield self.opening, False, False
-        if system:
-            yield self.system_before, False, False
-            yield system, False, True
-            yield self.system_after, False, False
+        said: list[tuple[str | None, str]] = [(SYSTEM, system)] if system else []
         for index, turn in enumerate(turns[1:] if with_system else turns):
             if turn.role != (ASSISTANT if index % 2 else USER):
                 raise DataError(
-                    f"turn {index + 1 + with_system} is {turn.role!r}, which cannot stand there",
-                    hint=_ORDER,
+                    f"turn {index + 1 + with_system} is {turn.role!r}, which cannot stand there", hint=_ORDER
                 )
-            if turn.role == USER:
-                yield self.next_turn if index else "", False, False
-                yield self.user_before, False, False
-                yield turn.text, False, True
-                yield self.user_after, False, False
-            else:
-                yield self.answer_prefix, False, False
-                yield self.answer_before, True, False
-                yield turn.text, True, True
-                yield self.answer_end, True, False
-
-    def _segments(self, pieces: Iterable[tuple[str, bool, bool]]) -> list[Segment]:
-        """Neighbouring ordinary text is one segment, so a prompt and its training text tokenise alike."""
+            said.append((turn.role, turn.text))
+        said.append((None, ""))
         segments: list[Segment] = []
-        for text, trained, quoted in pieces:
-            if not text:
-                continue
-            for part, special in ((text, False),) if quoted else _marked(text, self.special_tokens):
-                last = segments[-1] if segments else None
-                if special or last is None or last.special or last.trained != trained:
-                    segments.append(Segment(part, trained, special))
-                else:
-                    segments[-1] = Segment(last.text + part, trained)
+        text = ""  # of the segment that is being written
+        last = None
+        for role, quoted in said:
+            before, closed, after = self._joints[last, role]
+            text += before
+            if closed is not None:
+                if text:
+                    segments.append(Segment(text, last == ASSISTANT))
+                segments += closed
+                text = after
+            text += quoted
+            last = role
         return segments
 
 
-@lru_cache(maxsize=1024)
-def _marked(text: str, special_tokens: tuple[str, ...]) -> tuple[tuple[str, bool], ...]:
-    """A template's own text, cut at special tokens: (part, whether it is one). The few there are come back always."""
-    parts = re.split("(" + "|".join(map(re.escape, special_tokens)) + ")", text)
-    return tuple((part, part in special_tokens) for part in parts if part)
+class _Joint(NamedTuple):
+    """A template's own text between two quoted ones: it ends the segment of one and begins that of the other.
+
+    closed: the segments between those two; None where the two are one.
+    """
+
+    before: str
+    closed: tuple[Segment, ...] | None
+    after: str
+
+
+def _joint(
+    left: str | None, right: str | None, texts: Iterable[tuple[str, bool]], special_tokens: Sequence[str]
+) -> _Joint:
+    """left, right: roles. texts: the template's, and whether each is trained."""
+    between: list[Segment] = []
+    for text, trained in texts:
+        for part in re.split("(" + "|".join(map(re.escape, special_tokens)) + ")", text):
+            if not part:
+                continue
+            special = part in special_tokens
+            if between and not special and not between[-1].special and between[-1].trained == trained:
+                between[-1] = Segment(between[-1].text + part, trained)
+            else:
+                between.append(Segment(part, trained, special))
+
+    def of(role: str | None, segment: Segment) -> bool:
+        return role is not None and not segment.special and segment.trained == (role == ASSISTANT)
+
+    one = left is not None and right is not None and (left == ASSISTANT) == (right == ASSISTANT)
+    if one and all(of(left, segment) for segment in between):
+        return _Joint("".join(segment.text for segment in between), None, "")
+    before = between.pop(0).text if between and of(left, between[0]) else ""
+    after = between.pop().text if between and of(right, between[-1]) else ""
+    return _Joint(before, tuple(between), after)
 
 
 def get_template(name: str) -> ChatTemplate:

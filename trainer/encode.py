@@ -155,17 +155,16 @@ class _Words(dict[str, bytes]):
             return self._across(*texts)
         parts: list[bytes] = []
         for text in texts:
-            words = self._cuts.words(text)
-            if words is None:
+            if not self._cuts.divides(text):
                 return None
-            parts.append(self._ids(words))
+            parts.append(self._ids(self._cuts.words(text)))
         return parts
 
     def _across(self, left: str, right: str) -> list[bytes] | None:
         """Where the border lies within a word, as after a line end, that word is encoded with it in sight."""
-        words = self._cuts.words(left + right)
-        if words is None:
+        if not self._cuts.divides(left + right):
             return None
+        words = self._cuts.words(left + right)
         ends = list(accumulate(map(len, words)))
         at = bisect_right(ends, len(left))  # of the word with the first character of `right`
         begin = ends[at - 1] if at else 0

@@ -10,16 +10,28 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
-from trainer.conversation import TEMPLATES, Conversation, Turn, get_template
+from trainer.conversation import TEMPLATES, Conversation, Segment, Turn, get_template
 from trainer.data.split import SplitSettings, Splitter, origin, shorten
 from trainer.data.token_count import Piece, open_counter
+from trainer.data.tokeniser_file import Cuts
 from trainer.errors import ConfigError
 
 # What tokenisers stumble over: runs of blanks, line ends, marks that look special, other blanks, other scripts.
 BITS = ["\n", "\n\n", "  ", "</s>", " ", "\t", "a", "Hello", "\u2581", "!", "中文。", "\u3000", "\xa0", "don't",
-        "12345", "<|im_end|>", "\r\n", "é", "e\u0301", "\x1c", " word", "\n    return x", "…", "🙂"]  # fmt: skip
+        "12345", "<|im_end|>", "\r\n", "é", "e\u0301", "\x1c", " word", "\n    return x", "…", "🙂",
+        "\xa8"]  # fmt: skip
 TEXT = st.lists(st.sampled_from(BITS), max_size=12).map("".join)
 CORPUS = [
     "The quick brown fox doesn't jump over 12345 lazy dogs.\n\nIt returns   x, and\n    y.",
@@ -191,17 +203,27 @@ LLAMA3 = (
 )
 REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
 PREPEND = {"type": "Prepend", "prepend": "\u2581"}
+NFKC = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, REPLACE]}
 METASPACE = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}
 KINDS = {
     "llama": lambda: sentencepiece({"normalizer": {"type": "Sequence", "normalizers": [PREPEND, REPLACE]}}),
     "llama without prefix": lambda: sentencepiece({}),
     "llama by metaspace": lambda: sentencepiece({"normalizer": None, "pre_tokenizer": METASPACE}),
+    "llama with NFKC": lambda: sentencepiece({"normalizer": NFKC}),
     "gpt2": lambda: bytes_level(None),
     "llama3": lambda: bytes_level(LLAMA3),
     "unknown pattern": lambda: bytes_level(r"\w+|\W"),
 }
-WALLS = {"llama": " \n", "llama without prefix": " \n", "llama by metaspace": " \n", "gpt2": " \n", "llama3": " ",
-         "unknown pattern": None}  # fmt: skip
+# The walls, and whether a line end is always a token by itself.
+WALLS = {
+    "llama": (" \n", True),
+    "llama without prefix": (" \n", True),
+    "llama by metaspace": (" \n", True),
+    "llama with NFKC": (" \n", True),
+    "gpt2": (" \n", False),
+    "llama3": (" ", False),
+    "unknown pattern": (None, False),
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -217,19 +239,61 @@ def test_lengths_are_those_that_training_counts(tmp_path: Path, kind: str, name:
     made.add_special_tokens(list(template.special_tokens))
     made.save(str(tmp_path / "tokenizer.json"))
     counter: Any = open_counter(str(tmp_path), name)
-    assert counter._wall == WALLS[kind]
+    assert (counter._cuts.wall, counter._cuts.lonely) == WALLS[kind]
     fast = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token=template.end_token)
     dice = random.Random(3)
     texts = ["".join(dice.choices(BITS, k=dice.randint(0, 12))) for _ in range(900)]
-    said = [Conversation("c", (Turn("user", a), Turn("assistant", b), Turn("user", c), Turn("assistant", a)))
+    said = [Conversation("c", (Turn("system", a),) * (len(a) % 2)
+                         + (Turn("user", a), Turn("assistant", b), Turn("user", c), Turn("assistant", a)))
             for a, b, c in zip(texts[::3], texts[1::3], texts[2::3], strict=True)]  # fmt: skip
     real = [len(ids) for ids, _ in Encoder(fast, template).encode(said)]
     ours = counter.measure(Piece(template.render(each), True) for each in said)
     assert ours == real
     splitter = Splitter(SplitSettings(40, name, str(tmp_path)))
-    for conversation in said[:50]:
+    for conversation in said[:150]:
         done = splitter.split(conversation)
         assert done.tokens == [len(ids) for ids, _ in Encoder(fast, template).encode(done.parts)]
+
+
+BLANKS = st.text(" \n\t\r\x0b\x1c\xa0\u2003\u3000", max_size=4)
+VISIBLE = st.sampled_from(["a", "word,", "don't", "中文。", "é", "1"])
+SPACED = st.lists(st.one_of(BLANKS, VISIBLE), max_size=24).map("".join)
+
+
+@settings(deadline=None, max_examples=1000)
+@given(st.one_of(SPACED, TEXT, st.text(max_size=20)), st.sampled_from([" ", " \n"]))
+def test_pieces_cut_by_blanks_make_the_words_that_the_pattern_finds(text: str, wall: str) -> None:
+    cuts = Cuts("", wall, False, ())
+    words, going_on = [cuts.head(text)], ""
+    for piece in cuts.pieces(text[len(words[0]) :]):
+        going_on += piece
+        if piece and not piece[-1].isspace():
+            words.append(cuts.word(going_on))
+            going_on = ""
+        else:
+            going_on += " "
+    rest = text[len("".join(words)) :]
+    assert [word for word in (*words, rest) if word] == cuts.words(text)
+    assert rest == (cuts.word(going_on[:-1]) if going_on else "")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def counter(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("tokeniser")
+    made = KINDS[request.param]()
+    made.add_tokens([AddedToken("a word,", normalized=False)])  # a text that has it does not divide
+    made.save(str(folder / "tokenizer.json"))
+    return open_counter(str(folder), "vicuna_v1.1")
+
+
+@settings(deadline=None, max_examples=150)
+@given(texts=st.lists(st.one_of(SPACED, TEXT, st.text(max_size=20)), max_size=20))
+def test_words_count_as_the_whole_text_does_known_or_not(counter: Any, texts: list[str]) -> None:
+    pieces = [Piece([Segment(text, trained=False)], first=False) for text in texts]
+    whole = [counter._cuts.prefixed(text, False) for text in texts]
+    tokens = [len(counter._tokeniser.encode(text, add_special_tokens=False)) for text in whole]
+    assert counter.measure(pieces) == tokens
+    assert counter.measure(pieces) == tokens
 
 
 def test_a_file_that_is_no_tokeniser_is_one_clear_error(tmp_path: Path) -> None:

@@ -11,11 +11,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import islice
 from typing import Any
 
-from trainer.conversation import SYSTEM, ChatTemplate, Conversation, Segment, Turn, get_template
+from trainer.conversation import (
+    ASSISTANT,
+    SYSTEM,
+    USER,
+    ChatTemplate,
+    Conversation,
+    Segment,
+    Turn,
+    get_template,
+)
 from trainer.data.token_count import Counter, Piece, open_counter
 
 KEEP, SHORTEN, DROP = "keep", "shorten", "drop"
@@ -85,7 +94,7 @@ class Splitter:
         groups = [self._groups(conversation) for conversation in conversations]
         sizes = iter(self.counter.measure(piece for group in groups for piece in group))
         return [
-            self._cut(conversation, list(islice(sizes, len(group))))
+            self._cut(conversation, group, list(islice(sizes, len(group))))
             for conversation, group in zip(conversations, groups, strict=True)
         ]
 
@@ -100,7 +109,7 @@ class Splitter:
                 group = []
         return groups
 
-    def _cut(self, conversation: Conversation, sizes: Sequence[int]) -> Parts:
+    def _cut(self, conversation: Conversation, rounds: Sequence[Piece], sizes: Sequence[int]) -> Parts:
         limit = self.settings.max_length
         if sum(sizes) <= limit:
             return Parts([conversation], [sum(sizes)], rounds=len(sizes))
@@ -118,7 +127,12 @@ class Splitter:
             if open_part:
                 _close(done, system, open_part, used)
                 open_part = []
-            alone = size if not index else self.count(Conversation("", (*system, *pair)))
+            if not index:
+                alone = size
+            elif self.counter.steady(rounds[0]) and self.counter.steady(rounds[index]):
+                alone = size + _more(self, system)
+            else:
+                alone = self.count(Conversation("", (*system, *pair)))
             if alone <= limit:
                 open_part, used = list(pair), alone
             else:
@@ -144,6 +158,14 @@ class Splitter:
                 return
         done.overlong += 1
         _close(done, system, list(pair), size)
+
+
+@lru_cache(maxsize=64)
+def _more(splitter: Splitter, system: tuple[Turn, ...]) -> int:
+    """Tokens that a steady round has more where it begins a conversation."""
+    turns = (Turn(USER, "a"), Turn(ASSISTANT, "a"))
+    first, later = splitter.counter.measure(splitter._groups(Conversation("", (*system, *turns, *turns))))
+    return first - later
 
 
 def shorten(text: str, fits: Callable[[str], bool]) -> str:

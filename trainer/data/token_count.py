@@ -12,22 +12,24 @@ whole pieces instead: slower, the same numbers.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
+from operator import sub
 from pathlib import Path
 from typing import Any, Protocol
 
 from trainer.conversation import ChatTemplate, Segment, get_template
-from trainer.data.tokeniser_file import BLANK, LONGEST_WORD, adds_bos, hidden, without_prefix
+from trainer.data.tokeniser_file import BLANK, LONGEST_WORD, Cuts, adds_bos, hidden, without_prefix
 from trainer.errors import ConfigError, NotReady
 
 # Words remembered, about 100 bytes each; all are forgotten when there are more, so memory has an end.
 _REMEMBERED = 400_000
-_WAITING = 256  # rare words that wait to be counted together; what waits is not learnt yet
-_MET_BITS = 22  # four megabytes
+_EDGES = 4096  # of those that begin or end a text in an unusual way
+_WAITING = 128  # pieces whose new words wait to be counted together
+_TOGETHER = 64  # new words in one string
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,13 @@ class Counter(Protocol):
         """Tokens of each piece. Many at once cost less than one by one."""
         ...
 
+    def steady(self, piece: Piece) -> bool:
+        """Whether a round has as many tokens at a conversation's beginning as in it, but for a number that all share.
+
+        That number is the same for all that begin with the same system turn.
+        """
+        ...
+
 
 class Estimate:
     """For whoever has no tokeniser at hand: a token per 3 bytes of UTF-8, rounded up, per piece of text.
@@ -62,6 +71,9 @@ class Estimate:
     def measure(self, pieces: Iterable[Piece]) -> list[int]:
         return [self._one(piece) for piece in pieces]
 
+    def steady(self, piece: Piece) -> bool:
+        return False  # bytes are rounded up
+
     def _one(self, piece: Piece) -> int:
         ordinary = sum(-(-len(s.text.encode()) // 3) for s in piece.segments if not s.special)
         return int(piece.first) + ordinary + sum(s.special for s in piece.segments)
@@ -74,17 +86,19 @@ class ExactCount:
 
     def __init__(self, path: Path, template: ChatTemplate) -> None:
         try:
+            import orjson
             from tokenizers import Tokenizer
         except ImportError as error:
-            raise NotReady("counting tokens needs tokenizers", hint="pip install 'vlaunch[data]'") from error
+            hint = "pip install 'vlaunch[data]'"
+            raise NotReady("counting tokens needs tokenizers and orjson", hint=hint) from error
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are processes already
         data = _read_tokeniser(path)
         try:
-            tree = json.loads(data)
+            tree = orjson.loads(data)
             self._bos = adds_bos(Tokenizer, tree)
             _refuse_without(tree, template)
             bare, self._cuts = without_prefix(hidden(tree)[0])
-            self._tokeniser = Tokenizer.from_str(json.dumps(bare))
+            self._tokeniser = Tokenizer.from_str(orjson.dumps(bare).decode())
         except ConfigError:
             raise
         except Exception as error:  # tokenizers raises bare Exception, and its JSON may lack any key
@@ -92,41 +106,35 @@ class ExactCount:
             hint = "give the tokenizer.json of the model, or its folder"
             raise ConfigError(f"{path} is no tokeniser: {said}", hint=hint) from error
         self.name = f"{path} sha256:{hashlib.sha256(data).hexdigest()[:16]}"
-        self._wall = self._cuts.wall
-        self._known = _Known(self._tokeniser, self._wall or "")
+        vocabulary = bare["model"]["vocab"] if self._cuts.wall else {}  # a list where there is no wall
+        self._steady = self._cuts.within(template.user_before, template.special_tokens)
+        self._words = _Words(self._tokeniser, self._cuts, vocabulary)
 
     def measure(self, pieces: Iterable[Piece]) -> list[int]:
         totals: list[int] = []
-        rare: dict[int, list[str]] = {}
-        waiting = 0
-        known = self._known
-        known.make_room()
-        count = known.__getitem__
+        waiting: list[tuple[int, list[str]]] = []
+        self._words.make_room()
         for number, piece in enumerate(pieces):
-            words: list[str] = []
-            total = self._piece(piece, words)
-            totals.append(total + sum(map(count, words)))
-            if known.rare:
-                rare[number] = known.rare
-                waiting += len(known.rare)
-                known.rare = []
-            if waiting > _WAITING:
-                self._add_rare(totals, rare)
-                waiting = 0
-        self._add_rare(totals, rare)
+            totals.append(self._piece(piece))
+            if new := self._words.new():
+                waiting.append((number, new))
+            if len(waiting) >= _WAITING:
+                self._add_new(totals, waiting)
+        self._add_new(totals, waiting)
         return totals
 
-    def _add_rare(self, totals: list[int], rare: dict[int, list[str]]) -> None:
-        """Counts the rare words of some pieces, and learns from them."""
-        texts = list(map("".join, rare.values()))
-        encoded = self._tokeniser.encode_batch_fast(texts, add_special_tokens=False) if texts else ()
-        for (number, words), encoding in zip(rare.items(), encoded, strict=True):
-            totals[number] += len(encoding)
-            self._known.learn(words, encoding.ids)
-        rare.clear()
+    def steady(self, piece: Piece) -> bool:
+        return self._steady and all([self._cuts.divides(segment.text) for segment in piece.segments])
 
-    def _piece(self, piece: Piece, words: list[str]) -> int:
-        """Tokens of the piece beside those of the words that it adds to `words`."""
+    def _add_new(self, totals: list[int], waiting: list[tuple[int, list[str]]]) -> None:
+        """Adds new words to the totals of the pieces that have them."""
+        counts = self._words.learn(dict.fromkeys(word for _, words in waiting for word in words))
+        for number, words in waiting:
+            totals[number] += sum(map(counts.__getitem__, words))
+        waiting.clear()
+
+    def _piece(self, piece: Piece) -> int:
+        """Tokens of the piece but for those of its new words."""
         total = self._bos if piece.first else 0
         first = piece.first
         run: list[Segment] = []
@@ -134,85 +142,128 @@ class ExactCount:
             if not segment.special:
                 run.append(segment)
                 continue
-            total += self._run(run, first, words) + 1
+            total += self._run(run, first) + 1
             run, first = [], False
-        return total + self._run(run, first, words)
+        return total + self._run(run, first)
 
-    def _run(self, run: list[Segment], first: bool, words: list[str]) -> int:
+    def _run(self, run: list[Segment], first: bool) -> int:
         """Ordinary text between two special tokens, which the tokeniser sees as one."""
         if not run:
             return 0
-        text = self._cuts.prefixed("".join(segment.text for segment in run), first)
+        count = self._words.count
+        text = self._cuts.prefixed("".join([segment.text for segment in run]), first)
         if len(run) > 1 and self._crosses(run, text):
             # As trainer/encode.py does: the question ends where the answer begins, whatever the tokeniser says.
-            alone = self._text(self._cuts.prefixed(run[0].text, first), words)
-            return alone + sum(self._text(segment.text, words) for segment in run[1:])
-        return self._text(text, words)
-
-    def _text(self, text: str, words: list[str]) -> int:
-        found = self._cuts.words(text)
-        if found is None:
-            return len(self._tokeniser.encode(text, add_special_tokens=False).ids)
-        words += found
-        return 0
+            alone = count(self._cuts.prefixed(run[0].text, first))
+            return alone + sum(count(segment.text) for segment in run[1:])
+        return count(text)
 
     def _crosses(self, run: list[Segment], text: str) -> bool:
         """Whether a token would reach over the border between a question and its answer."""
-        edge = len(text) - sum(len(segment.text) for segment in run)
-        for left, right in zip(run, run[1:], strict=False):
-            edge += len(left.text)
-            if self._cuts.apart(text[max(0, edge - 1) : edge], right.text):
+        for number, (left, right) in enumerate(zip(run, run[1:], strict=False), 1):
+            if self._cuts.apart(left.text, right.text):
                 continue
+            edge = len(text) - sum(len(segment.text) for segment in run[number:])
             ids = self._tokeniser.encode(text, add_special_tokens=False)
             if any(start < edge < end for start, end in ids.offsets):
                 return True
         return False
 
 
-class _Known(dict[str, int]):
-    """Tokens of words. Half of all words never come back, so one is learnt the second time it is met; a long one never.
+class _Words(dict[str, int]):
+    """Tokens of words, by what Cuts.pieces calls them.
 
-    Until then it counts as nothing here and goes to `rare`: rare words of a piece are encoded in one string, which
-    is the sum of its words as every text is, and costs half. Each of them is a blank and visible characters, and each
-    blank begins a token, so how many tokens each has is seen from the whole.
+    A word that is not known waits, and counts as nothing until then: new words are encoded together, each once.
+    No piece that is no word is ever known, so where there is one, `__missing__` makes the word.
     """
 
-    def __init__(self, tokeniser: Any, wall: str) -> None:
+    def __init__(self, tokeniser: Any, cuts: Cuts, vocabulary: Mapping[str, int]) -> None:
         super().__init__()
-        self.rare: list[str] = []
         self._tokeniser = tokeniser
-        self._wall = wall
-        self._met = bytearray(1 << _MET_BITS)  # by hash: a wrong "yes" costs a little memory, never a count
+        self._cuts = cuts
+        self._new: list[str] = []
+        self._pieces: Iterator[str] = iter(())  # those still to come of the text that is counted
+        self._whole = lru_cache(_EDGES)(self._encoded)
         marks = (BLANK, "\u0120")  # SentencePiece's and byte-level BPE's blank
-        self._begins = frozenset(
-            number for token, number in tokeniser.get_vocab().items() if token.startswith(marks)
-        )
+        self._begins = frozenset(number for token, number in vocabulary.items() if token.startswith(marks))
+        self._forget()
+
+    def count(self, text: str) -> int:
+        """Tokens of a text but for those of its new words."""
+        if not self._cuts.divides(text):
+            return self._encoded(text)
+        head = self._cuts.head(text)
+        self._pieces = iter(self._cuts.pieces(text[len(head) :]))
+        known = sum(map(self.__getitem__, self._pieces))
+        return known + self._edge(head) if head else known
 
     def __missing__(self, word: str) -> int:
-        if word[0] == " " and " " in self._wall and word.split() == [word[1:]]:
-            self.rare.append(word)
-            return 0
-        count = len(self._tokeniser.encode(word, add_special_tokens=False))
-        if len(word) <= LONGEST_WORD:
-            self[word] = count
-        return count
+        if not word or word[-1].isspace():
+            pieces = [word]
+            for piece in self._pieces:
+                pieces.append(piece)
+                if piece and not piece[-1].isspace():
+                    break
+            else:
+                return self._edge(self._cuts.word(" ".join(pieces)))
+            word = " ".join(pieces)
+            if word in self:
+                return self[word]
+        self._new.append(word)
+        return 0
 
-    def learn(self, words: list[str], ids: list[int]) -> None:
-        """What the tokens of rare words say about each. Nothing, if they are not what they should be."""
-        begins = [at for at, number in enumerate(ids) if number in self._begins]
-        if len(begins) != len(words):
-            return
-        begins.append(len(ids))
-        for index, word in enumerate(words):
-            place = hash(word) & ((1 << _MET_BITS) - 1)
-            if not self._met[place]:
-                self._met[place] = 1
-            elif len(word) <= LONGEST_WORD:
-                self[word] = begins[index + 1] - begins[index]
+    def new(self) -> list[str]:
+        """New words of the texts counted since this was last asked."""
+        new, self._new = self._new, []
+        return new
+
+    def learn(self, words: Iterable[str]) -> dict[str, int]:
+        """Tokens of each of the words; those that may come again are remembered.
+
+        Most words are a blank and visible characters. Many of these in one string cost half of what they cost one by
+        one, and each blank begins a token there, so how many tokens each word has is seen from the whole.
+        """
+        plain: list[str] = []
+        groups: list[list[str]] = []
+        for word in words:
+            if word.split() == [word]:
+                plain.append(word)
+            else:
+                groups.append([word])
+        groups += [plain[at : at + _TOGETHER] for at in range(0, len(plain), _TOGETHER)]
+        texts = [self._cuts.word(" ".join(group)) for group in groups]
+        encoded = self._tokeniser.encode_batch_fast(texts, add_special_tokens=False)
+        counts: dict[str, int] = {}
+        for group, text, encoding in zip(groups, texts, encoded, strict=True):
+            counts.update(zip(group, self._shared_out(group, text, encoding.ids), strict=True))
+        self.update({word: count for word, count in counts.items() if len(word) <= LONGEST_WORD})
+        return counts
+
+    def _shared_out(self, words: list[str], text: str, ids: list[int]) -> list[int]:
+        """Tokens of each of the words that are the text."""
+        if len(words) == 1:
+            return [len(ids)]
+        begins = list(compress(range(len(ids)), map(self._begins.__contains__, ids)))
+        # Each word begins with one of these. There are more where a blank came from nowhere, as NFKC makes them.
+        if len(begins) == len(words) and self._cuts.divides(text):
+            return list(map(sub, [*begins[1:], len(ids)], begins))
+        return [self._encoded(self._cuts.word(word)) for word in words]
 
     def make_room(self) -> None:
         if len(self) > _REMEMBERED:
-            self.clear()
+            self._forget()
+
+    def _forget(self) -> None:
+        self.clear()
+        if self._cuts.lonely:
+            self["\n"] = 1  # a word, whatever follows
+
+    def _edge(self, word: str) -> int:
+        """Tokens of a word that begins a text without a wall, or of blanks that end one."""
+        return self._whole(word) if len(word) <= LONGEST_WORD else self._encoded(word)
+
+    def _encoded(self, text: str) -> int:
+        return len(self._tokeniser.encode(text, add_special_tokens=False))
 
 
 def open_counter(tokeniser: str | None, template: str) -> Counter:
