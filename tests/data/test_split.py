@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from trainer.conversation import TEMPLATES, Conversation, Segment, Turn, get_tem
 from trainer.data.split import SplitSettings, Splitter, origin, shorten
 from trainer.data.token_count import Piece, open_counter
 from trainer.data.tokeniser_file import Cuts
+from trainer.data.word_counts import WordCounts
 from trainer.errors import ConfigError
 
 # What tokenisers stumble over: runs of blanks, line ends, marks that look special, other blanks, other scripts.
@@ -214,16 +217,8 @@ KINDS = {
     "llama3": lambda: bytes_level(LLAMA3),
     "unknown pattern": lambda: bytes_level(r"\w+|\W"),
 }
-# The walls, and whether a line end is always a token by itself.
-WALLS = {
-    "llama": (" \n", True),
-    "llama without prefix": (" \n", True),
-    "llama by metaspace": (" \n", True),
-    "llama with NFKC": (" \n", True),
-    "gpt2": (" \n", False),
-    "llama3": (" ", False),
-    "unknown pattern": (None, False),
-}
+WALLS = {"llama": " \n", "llama without prefix": " \n", "llama by metaspace": " \n", "llama with NFKC": " \n",
+         "gpt2": " \n", "llama3": " ", "unknown pattern": None}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -239,7 +234,7 @@ def test_lengths_are_those_that_training_counts(tmp_path: Path, kind: str, name:
     made.add_special_tokens(list(template.special_tokens))
     made.save(str(tmp_path / "tokenizer.json"))
     counter: Any = open_counter(str(tmp_path), name)
-    assert (counter._cuts.wall, counter._cuts.lonely) == WALLS[kind]
+    assert counter._cuts.wall == WALLS[kind]
     fast = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token=template.end_token)
     dice = random.Random(3)
     texts = ["".join(dice.choices(BITS, k=dice.randint(0, 12))) for _ in range(900)]
@@ -260,21 +255,24 @@ VISIBLE = st.sampled_from(["a", "word,", "don't", "中文。", "é", "1"])
 SPACED = st.lists(st.one_of(BLANKS, VISIBLE), max_size=24).map("".join)
 
 
-@settings(deadline=None, max_examples=1000)
-@given(st.one_of(SPACED, TEXT, st.text(max_size=20)), st.sampled_from([" ", " \n"]))
-def test_pieces_cut_by_blanks_make_the_words_that_the_pattern_finds(text: str, wall: str) -> None:
-    cuts = Cuts("", wall, False, ())
-    words, going_on = [cuts.head(text)], ""
-    for piece in cuts.pieces(text[len(words[0]) :]):
-        going_on += piece
-        if piece and not piece[-1].isspace():
-            words.append(cuts.word(going_on))
-            going_on = ""
-        else:
-            going_on += " "
-    rest = text[len("".join(words)) :]
-    assert [word for word in (*words, rest) if word] == cuts.words(text)
-    assert rest == (cuts.word(going_on[:-1]) if going_on else "")
+@settings(deadline=None, max_examples=500)
+@given(st.lists(st.one_of(SPACED, TEXT, st.text(max_size=20)), max_size=6), st.sampled_from([" ", " \n"]))
+def test_texts_are_cut_where_the_pattern_cuts_them(texts: list[str], wall: str) -> None:
+    cuts = Cuts("", wall, ())
+    # Control characters are visible to the pattern; bytes are not cut behind them, which is as right.
+    texts = [re.sub(r"[\x00-\x08\x0e-\x1b]", "", text) for text in texts]
+    assert words_of(WordCounts(None, cuts, {}), texts) == [
+        word for text in texts for word in cuts.words(text)
+    ]
+
+
+def words_of(counts: WordCounts, texts: list[str]) -> list[str]:
+    import numpy as np
+
+    sizes = [len(text.encode()) for text in texts if text]
+    blob = "".join(texts).encode()
+    starts = counts._starts(blob, np.cumsum([0, *sizes])).tolist()
+    return [blob[start:end].decode() for start, end in itertools.pairwise([*starts, len(blob)])]
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -294,6 +292,19 @@ def test_words_count_as_the_whole_text_does_known_or_not(counter: Any, texts: li
     tokens = [len(counter._tokeniser.encode(text, add_special_tokens=False)) for text in whole]
     assert counter.measure(pieces) == tokens
     assert counter.measure(pieces) == tokens
+
+
+def test_texts_longer_than_are_looked_at_at_once_count_as_the_whole(counter: Any) -> None:
+    dice = random.Random(5)
+    text = " ".join(
+        f"word{dice.randrange(3000)}" + dice.choice(["", ",", ".\n", "\n  ", "。"]) for _ in range(20_000)
+    )
+    texts = [text, "", "short", text[::-1]]
+    pieces = [Piece([Segment(each, trained=False)], first=False) for each in texts]
+    whole = [counter._cuts.prefixed(each, False) for each in texts]
+    tokens = [len(counter._tokeniser.encode(each, add_special_tokens=False)) for each in whole]
+    assert counter.measure(pieces) == tokens
+    assert counter.measure(pieces[::-1]) == tokens[::-1]
 
 
 def test_a_file_that_is_no_tokeniser_is_one_clear_error(tmp_path: Path) -> None:

@@ -47,13 +47,11 @@ class Cuts:
     prefix: what the tokeniser puts before a stretch of text: "" nothing; "always" a blank; "unless" a blank where
         none is; "first" as unless, at the very beginning of a conversation only.
     wall: the characters (of " \\n") that no token joins to a visible character before them; None if unknown.
-    lonely: a line end is a token by itself, always.
     whole: a text with one of these in it is not cut.
     """
 
     prefix: str
     wall: str | None
-    lonely: bool
     whole: tuple[str, ...]
 
     def prefixed(self, text: str, first: bool) -> str:
@@ -84,30 +82,6 @@ class Cuts:
     def words(self, text: str) -> list[str]:
         """The words of a text that divides: each begins after a visible character and before a wall."""
         return _WORDS[self.wall or ""].findall(text)
-
-    def head(self, text: str) -> str:
-        """The first word of a text that divides, where no wall stands before it; else nothing."""
-        if not text or text[0] in (self.wall or ""):
-            return ""
-        found = _WORDS[self.wall or ""].match(text)
-        return found.group() if found else ""
-
-    def pieces(self, text: str) -> list[str]:
-        """Most words of a text that begins with a wall, each without its blank: str.split is three times as fast.
-
-        A piece that is empty or ends with a blank character is no word: no cut should follow it. It and the pieces
-        after it, up to one that ends with a visible character, make a word, with a blank between any two.
-        """
-        if self.wall == " \n":
-            text = text.replace("\n", " \n")
-        pieces = text.split(" ")
-        del pieces[0]  # before the first wall there is nothing
-        return pieces
-
-    def word(self, pieces: str) -> str:
-        """What stands in the text for a piece, or for several with a blank between any two."""
-        text = " " + pieces
-        return text.replace(" \n", "\n") if self.wall == " \n" else text
 
     def between(self, left: str, right: str) -> bool:
         """Whether the words of both together would be those of `left`, then those of `right`."""
@@ -162,8 +136,7 @@ def without_prefix(tree: dict[str, Any]) -> tuple[dict[str, Any], Cuts]:
     reaching = any(t.get("lstrip") or t.get("rstrip") or t.get("single_word") for t in tree["added_tokens"])
     known = not reaching and len(ordinary) <= _MOST_MARKS and not any(t.get("normalized") for t in ordinary)
     whole = (BLANK, *(token["content"] for token in ordinary))
-    wall, lonely = _wall(bare) if known else (None, False)
-    return bare, Cuts(found[-1] if found else "", wall, lonely, whole)
+    return bare, Cuts(found[-1] if found else "", _wall(bare) if known else None, whole)
 
 
 def _without_prepend(normalizer: Any, found: Callable[[str], None]) -> Any:
@@ -187,41 +160,36 @@ def _without_metaspace(pre: Any, found: Callable[[str], None]) -> Any:
     return {**rest, "prepend_scheme": "never"}
 
 
-def _wall(tree: dict[str, Any]) -> tuple[str | None, bool]:
-    """Cuts.wall and Cuts.lonely."""
+def _wall(tree: dict[str, Any]) -> str | None:
     normal, pre, model = _steps(tree["normalizer"]), _steps(tree["pre_tokenizer"]), tree["model"]
-    unknown = None, False
     if any(each["type"] not in ("NFC", "NFKC", "Replace") for each in normal):
-        return unknown
+        return None
     blanks = [{"String": " "}, BLANK]
     if any(each["type"] == "Replace" and [each["pattern"], each["content"]] != blanks for each in normal):
-        return unknown
+        return None
     kinds = [each["type"] for each in pre]
     if kinds == ["ByteLevel"] and pre[0].get("use_regex", True):
-        return None if pre[0].get("add_prefix_space") else " \n", False
+        return None if pre[0].get("add_prefix_space") else " \n"
     if kinds == ["Split", "ByteLevel"] and not pre[1].get("use_regex", True):
         known = _KNOWN_PATTERNS.get(pre[0]["pattern"].get("Regex", ""))
-        isolated = pre[0]["behavior"] == "Isolated" and not pre[1].get("add_prefix_space")
-        return known if isolated else None, False
+        return known if pre[0]["behavior"] == "Isolated" and not pre[1].get("add_prefix_space") else None
     if model["type"] != "BPE" or model.get("ignore_merges") or kinds not in ([], ["Metaspace"]):
-        return unknown
+        return None
     if not kinds and not any(each["type"] == "Replace" for each in normal):
-        return unknown  # blanks stay blanks, and a merge may hold one anywhere
+        return None  # blanks stay blanks, and a merge may hold one anywhere
     if BLANK not in model["vocab"]:
-        return unknown  # unknown characters beside each other become one token
+        return None  # unknown characters beside each other become one token
     return _wall_of_merges(model)
 
 
-def _wall_of_merges(model: dict[str, Any]) -> tuple[str | None, bool]:
+def _wall_of_merges(model: dict[str, Any]) -> str | None:
     """SentencePiece's BPE sees the whole text as one word: its vocabulary alone says what can be joined."""
     merged, visible = _merged(model), f"[^\\s{BLANK}\0]"
     # Patterns begin with the character that is rare: twenty times as fast, and this is waited for at each start.
     if re.search(f"{BLANK}(?<={visible}{BLANK})", merged) or re.search(f"\n{visible}", merged):
-        return None, False
+        return None
     line_end = "<0x0A>" if model.get("byte_fallback") and "\n" not in model["vocab"] else "\n"
-    if line_end not in model["vocab"] or re.search(f"\n(?<={visible}\n)", merged):
-        return " ", False
-    return " \n", line_end not in merged
+    return " \n" if line_end in model["vocab"] and not re.search(f"\n(?<={visible}\n)", merged) else " "
 
 
 def _merged(model: dict[str, Any]) -> str:
