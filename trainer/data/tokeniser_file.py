@@ -48,11 +48,13 @@ class Cuts:
         none is; "first" as unless, at the very beginning of a conversation only.
     wall: the characters (of " \\n") that no token joins to a visible character before them; None if unknown.
     whole: a text with one of these in it is not cut.
+    bare: the model sees of a word nothing but its characters, with BLANK for a blank.
     """
 
     prefix: str
     wall: str | None
     whole: tuple[str, ...]
+    bare: bool = False
 
     def prefixed(self, text: str, first: bool) -> str:
         """A stretch between two special tokens as the tokeniser sees it; `first` in the conversation or not."""
@@ -136,7 +138,8 @@ def without_prefix(tree: dict[str, Any]) -> tuple[dict[str, Any], Cuts]:
     reaching = any(t.get("lstrip") or t.get("rstrip") or t.get("single_word") for t in tree["added_tokens"])
     known = not reaching and len(ordinary) <= _MOST_MARKS and not any(t.get("normalized") for t in ordinary)
     whole = (BLANK, *(token["content"] for token in ordinary))
-    return bare, Cuts(found[-1] if found else "", _wall(bare) if known else None, whole)
+    wall = _wall(bare) if known else None
+    return bare, Cuts(found[-1] if found else "", wall, whole, wall is not None and _is_bare(bare))
 
 
 def _without_prepend(normalizer: Any, found: Callable[[str], None]) -> Any:
@@ -180,6 +183,13 @@ def _wall(tree: dict[str, Any]) -> str | None:
     if BLANK not in model["vocab"]:
         return None  # unknown characters beside each other become one token
     return _wall_of_merges(model)
+
+
+def _is_bare(tree: dict[str, Any]) -> bool:
+    """Of a tree that has a wall: whether nothing but blanks is changed, and nothing cut, before the model."""
+    normal, pre = _steps(tree["normalizer"]), _steps(tree["pre_tokenizer"])
+    whole = not pre or (len(pre) == 1 and pre[0]["type"] == "Metaspace" and pre[0].get("split") is False)
+    return whole and all(each["type"] == "Replace" for each in normal)
 
 
 def _wall_of_merges(model: dict[str, Any]) -> str | None:

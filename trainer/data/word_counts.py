@@ -57,6 +57,8 @@ class WordCounts:
             ord(wall): frozenset(n for token, n in vocabulary.items() if token.startswith(_MARKS[wall]))
             for wall in cuts.wall or ""
         }
+        self._last = np.zeros(256, bool)
+        self._last[[blank & 255 for blank in _BLANKS]] = True
         # The bytes of a number that belong to a word of so many bytes, in its first and in its second eight.
         kept = [(1 << 8 * length) - 1 for length in range(9)]
         self._first = np.array([kept[min(length, 8)] for length in range(_SHORT + 1)], np.uint64)
@@ -106,7 +108,9 @@ class WordCounts:
         for wall in self._begins:
             cut |= each == wall
         cut[1:] &= each[:-1] > ord(" ")
-        beyond = np.flatnonzero(cut[1:] & (each[:-1] > 127)) + 1  # walls behind characters that are not ASCII
+        # Walls behind what may be the last byte of a blank beyond ASCII.
+        beyond = np.flatnonzero(cut[1:] & (each[:-1] > 127)) + 1
+        beyond = beyond[self._last[each[beyond - 1]]]
         two = each[beyond - 2].astype(np.uint32) << 8 | each[beyond - 1]
         three = each[beyond - 3].astype(np.uint32) << 16 | two
         cut[beyond[np.isin(three, _BLANKS) | np.isin(two, _BLANKS)]] = False
@@ -142,9 +146,13 @@ class WordCounts:
     def _learn(self, words: Iterable[bytes]) -> dict[bytes, int]:
         """Tokens of each word.
 
-        Most words are a wall and visible characters. Many of these in one string cost half of what they cost one by
-        one, and each wall begins a token there, so how many tokens each word has is seen from the whole.
+        SentencePiece's model may be asked itself. Of other tokenisers' words, most are a wall and visible characters.
+        Many of these in one string cost half of what they cost one by one, and each wall begins a token there, so how
+        many tokens each word has is seen from the whole.
         """
+        if self._cuts.bare:
+            tokenize = self._tokeniser.model.tokenize
+            return {word: len(tokenize(word.decode().replace(" ", BLANK))) for word in words}
         alike: dict[int, list[bytes]] = {wall: [] for wall in self._begins}
         groups: list[list[bytes]] = []
         for word in words:
@@ -224,10 +232,11 @@ class _Table:
         while left.size:
             there, which = np.unique(slots[left], return_index=True)
             free = self._values[there] < 0
-            there, placed = there[free], left[which[free]]
+            there, which = there[free], which[free]
+            placed = left[which]
             self._first[there], self._second[there] = first[placed], second[placed]
             self._values[there] = values[placed]
-            left = np.setdiff1d(left, placed, assume_unique=True)
+            left = np.delete(left, which)
             slots[left] = (slots[left] + 1) & ((1 << _SLOT_BITS) - 1)
         self.size += len(slots)
 
