@@ -21,9 +21,9 @@ MOMENTS = sorted(random.Random(5).sample(range(1, 66), 14))
 
 
 def make_inputs(folder: Path) -> None:
-    samples = raw_samples(900)
-    write_json(folder / "a.json", samples[:500])
-    write_lines(folder / "b.jsonl", samples[500:])
+    samples = raw_samples(1800)
+    write_json(folder / "a.json", samples[:1000])
+    write_lines(folder / "b.jsonl", samples[1000:])
 
 
 def outcome(folder: Path) -> dict[str, bytes]:
@@ -104,7 +104,7 @@ def test_parts_that_are_there_are_not_made_again(tmp_path: Path) -> None:
 
     prepare(whole_job(tmp_path), 1, watch)
     assert kept == before
-    assert seen[-1].samples < 900
+    assert seen[-1].samples < 1800
 
 
 def test_a_damaged_part_is_found_and_made_again(tmp_path: Path, reference: dict[str, bytes]) -> None:
@@ -188,9 +188,9 @@ def test_with_as_many_files_as_shares_each_reads_its_own_only(
     job = whole_job(tmp_path)
     seen: list[Progress] = []
     assert prepare(replace(job, shard=(1, 2)), 1, seen.append) is None
-    assert seen[-1].samples == 400
+    assert seen[-1].samples == 800
     assert prepare(replace(job, shard=(0, 2)), 1, seen.append) is not None
-    assert seen[-1].samples == 500
+    assert seen[-1].samples == 1000
     assert _without_keys(outcome(tmp_path)) == reference
 
 

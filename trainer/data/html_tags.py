@@ -44,9 +44,9 @@ _CHAT_CODE = re.compile(
     r'<span(?: class="[^"<>]*")?>([^<>`\s&]*)</span>'
     r"<button(?: [^<>]*)?>(?:<svg\b[^<>]*>(?:<[^<>]*>){1,40}?</svg>)?Copy code</button></div>"
     r'<div class="[^"<>]*"><code(?: class="([^"<>]*)")?>'
-    r'([^<]*+(?:</?span(?: class="[^"<>]*")?>[^<]*+)*+)</code></div></div></pre>'
+    r'([^<]*+(?:(?:</span>|<span(?: class="[^"<>]*")?>)[^<]*+)*+)</code></div></div></pre>'
 )
-_SPAN = re.compile(r'</?span(?: class="[^"<>]*")?>')
+_SPAN = re.compile(r'<span(?: class="[^"<>]*")?>')
 # Stands where a block of code was, before its number. Another word in every process: no page can say it.
 STAND_IN = f"<pre vlaunch-{secrets.token_hex(8)}="
 # What is no text and may hold anything.
@@ -127,7 +127,7 @@ def tags_of_phrase(written: str) -> list[str] | None:
 
 def _chat_code(match: re.Match[str], blocks: list[Block]) -> str:
     bar, classes, written = match.groups()
-    code = _SPAN.sub("", written)
+    code = _SPAN.sub("", written.replace("</span>", ""))
     language = _LANGUAGE.search(classes or "")
     blocks.append(
         Block(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from operator import itemgetter
 
 from trainer.data.html_tags import tags_of_phrase, unescaped
 from trainer.data.html_walk import phrase
@@ -24,6 +25,7 @@ _AS_IT_STANDS = re.compile(
 _MARK = re.compile("(</?(?:code|strong|em)>)")
 _MARKS = {"<code>": "`", "<strong>": "**", "<em>": "*", "</code>": "`", "</strong>": "**", "</em>": "*"}
 _EDGES = LINE_STARTS | {" "}
+_FIRST, _LAST = itemgetter(0), itemgetter(-1)
 
 
 def texts_of(written: Sequence[str]) -> list[str] | None:
@@ -46,7 +48,8 @@ def texts_of(written: Sequence[str]) -> list[str] | None:
         at = behind
     done.append(_marked(joined[at:-1]))
     texts = "".join(done).split(_BETWEEN)[1:]
-    texts = [text if text[0] not in _EDGES and text[-1] != " " else _line(text) for text in texts]
+    if not _EDGES.isdisjoint(map(_FIRST, texts)) or " " in map(_LAST, texts):
+        texts = list(map(_line, texts))
     return None if "" in texts else texts
 
 

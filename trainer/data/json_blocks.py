@@ -21,7 +21,7 @@ from typing import Any, cast
 from trainer.data.json_stream import START, Place, Sample, read_elements, read_lines, read_values
 from trainer.errors import DataError, NotReady
 
-BLOCK = 1 << 19  # bytes of a block at least, but for the first and the last of a file
+BLOCK = 1 << 20  # bytes of a block at least, but for the first and the last of a file
 _LONGEST = 4 << 20  # without a place to cut: from here on the slow way
 _FIRST_LOOK = 1 << 17  # bytes in which to learn what stands between two samples
 _GUESSES = 64  # a sample has some ten turns, and behind each of them is a wrong one
@@ -192,12 +192,15 @@ def _array_blocks(
 
 def _cut(text: bytes, likely: bytes) -> tuple[int, int, int] | None:
     """(end of the last element that another follows, where that one begins, how many end by then)."""
-    at = text.rfind(likely) if likely else -1
-    if at >= 0 and (count := _count(text, at + 2, _quick())):
-        return at + 2, at + len(likely) - 2, count
+    at = len(text)
+    for _ in range(_GUESSES if likely else 0):  # turns may end as samples do
+        if (at := text.rfind(likely, 0, at)) < 0:
+            break
+        if count := _count(text, at + 2, _quick()):
+            return at + 2, at + len(likely) - 2, count
     # json takes a few things that msgspec does not: NaN, half a surrogate pair.
     looks = (
-        (_FIRST_LOOK, _quick(), _GUESSES),
+        (len(text) if likely else _FIRST_LOOK, _quick(), _GUESSES),
         (len(text), _quick(), _GUESSES),
         (len(text), json.loads, _GUESSES // 4),
     )

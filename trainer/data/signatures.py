@@ -34,9 +34,7 @@ def chain_hashes(conversation: Conversation) -> list[int]:
     running = hashlib.blake2b(digest_size=8)
     found = []
     for turn in conversation.turns:
-        text = turn.text.encode()
-        running.update(b"%s %d\0" % (turn.role.encode(), len(text)))
-        running.update(text)
+        running.update(f"{turn.role} {len(turn.text)}\0{turn.text}".encode())
         if turn.role == "assistant":
             found.append(int.from_bytes(running.copy().digest(), "little"))
     return found
