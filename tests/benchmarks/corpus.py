@@ -7,7 +7,7 @@ beautifulsoup4, markdownify==0.11.6 and, for its language filter, polyglot, pycl
 with one 32,000-token SentencePiece model, trained here on the corpus's own text.
 
 Every line is a process of its own with its children's CPU time and the largest sum of resident memory seen (PSS where
-the system gives it). Each is run `--repeat` times (20,000 conversations once) and the least is reported; the tools
+the system gives it). Each is run `--repeat` times and the least is reported; the tools
 alternate, so that a busy machine troubles both. "start" is what the same command takes for two samples: imports,
 workers, tokeniser, models. "net" is the ratio without it.
 """
@@ -124,7 +124,7 @@ def compare(
     # The steps alone get the very files that FastChat's steps get.
     ours = own_steps(raw, folder, tokeniser)
     costs: dict[str, list[Cost]] = {}
-    for _ in range(asked.repeat if count < 10_000 else 1):
+    for _ in range(asked.repeat):
         for name, command in ({} if asked.ours_only else fastchat).items():
             costs.setdefault(f"fastchat {name}", []).append(measure(command))
         for name, command in ours.items():

@@ -15,7 +15,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -112,9 +112,13 @@ class ExactCount:
             hint = "give the tokenizer.json of the model, or its folder"
             raise ConfigError(f"{path} is no tokeniser: {said}", hint=hint) from error
         self.name = f"{path} sha256:{hashlib.sha256(data).hexdigest()[:16]}"
-        vocabulary = bare["model"]["vocab"] if self._cuts.wall else {}  # a list where there is no wall
+        self._vocabulary = bare["model"]["vocab"] if self._cuts.wall else {}  # a list where there is no wall
         self._steady = self._cuts.within(template.user_before, template.special_tokens)
-        self._words = WordCounts(self._tokeniser, self._cuts, vocabulary)
+
+    @cached_property
+    def _words(self) -> WordCounts:
+        """Made where it is used, in a worker: numpy is not to be imported before pool.py has seen to its threads."""
+        return WordCounts(self._tokeniser, self._cuts, self._vocabulary)
 
     def measure(self, pieces: Iterable[Piece]) -> list[int]:
         totals: list[int] = []

@@ -53,8 +53,9 @@ class WordCounts:
         self._cuts = cuts
         self._table = _Table()
         self._long: dict[bytes, int] = {}
+        shared = () if cuts.bare else vocabulary.items()  # a bare model is asked for each word
         self._begins = {
-            ord(wall): frozenset(n for token, n in vocabulary.items() if token.startswith(_MARKS[wall]))
+            ord(wall): frozenset(number for token, number in shared if token.startswith(_MARKS[wall]))
             for wall in cuts.wall or ""
         }
         self._last = np.zeros(256, bool)
