@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -216,4 +217,28 @@ def test_shares_at_the_same_time_agree_on_the_end(tmp_path: Path, reference: dic
     assert [share.returncode for share in shares] == [0, 0, 0]
     assert "done" in said
     prepare(whole_job(tmp_path), 1)
+    assert _without_keys(outcome(tmp_path)) == reference
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_on_a_full_disk_one_error_says_where_and_a_rerun_goes_on(
+    tmp_path: Path, reference: dict[str, bytes], workers: int
+) -> None:
+    make_inputs(tmp_path)
+    limit = 800_000  # bytes of a file: parts come out, the output does not
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.data.killed", "0", str(workers), str(tmp_path)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        preexec_fn=limited,
+        timeout=60,
+    )
+    assert run.returncode == 1 and f"VlaunchError: {tmp_path}: file too large" in run.stderr
+    assert not (tmp_path / "train.jsonl").exists()
+    prepare(whole_job(tmp_path), workers)
     assert _without_keys(outcome(tmp_path)) == reference

@@ -16,6 +16,7 @@ Memory: a few chunks per worker, and of the whole corpus the signatures (dedupe.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -32,11 +33,13 @@ from trainer.data.parts import FileParts
 from trainer.data.pool import workforce
 from trainer.data.read import file_stem, read_corpus
 from trainer.data.steps import FORMAT, Settings, process
+from trainer.errors import VlaunchError
 
 if TYPE_CHECKING:
     from trainer.data.manifest import Manifest
 
 WORK_SUFFIX = ".work"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, a limit of the shell's
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,8 @@ def manifest_path(output: Path) -> Path:
 def prepare(job: Job, workers: int = 1, watch: Watcher = lambda _: None) -> Manifest | None:
     """Makes the output and its manifest; None where other shards have parts still to make.
 
-    Raises DataError for a broken file or a corpus of which nothing is left; the parts made so far stay.
+    Raises DataError for a broken file or a corpus of which nothing is left, VlaunchError for a full disk; the parts
+    made so far stay.
     """
     from trainer.data.manifest import finished
     from trainer.data.reduce import reduce_parts
@@ -117,8 +121,20 @@ def prepare(job: Job, workers: int = 1, watch: Watcher = lambda _: None) -> Mani
             manifest = finished(job, key)
             if manifest is None:
                 raise
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise _full(job, error) from error
     shutil.rmtree(job.work, ignore_errors=True)
     return manifest
+
+
+def _full(job: Job, error: OSError) -> VlaunchError:
+    return VlaunchError(
+        f"{job.output.parent.resolve()}: {(error.strerror or 'no space').lower()}",
+        hint="free some space there, or write to another disk, and run the same command again: "
+        "the parts made so far are kept",
+    )
 
 
 def _check(job: Job) -> None:
