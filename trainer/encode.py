@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from trainer.conversation import ChatTemplate, Conversation, Segment
-from trainer.data.tokeniser_file import LONGEST_WORD, NONCHARACTER, Cuts, hidden, without_prefix
+from trainer.data.tokeniser_file import NONCHARACTER, Cuts, hidden, without_prefix
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ Encoded = tuple[NDArray[np.uint32], NDArray[np.uint8]]
 
 # Words remembered, about 200 bytes each; all are forgotten when there are more, so memory has an end.
 _REMEMBERED = 150_000
+# In characters: a longer word (a paragraph of Chinese has no blank) hardly comes again.
+_LONGEST_WORD = 32
 
 
 class Encoder:
@@ -137,7 +139,7 @@ class _Words(dict[str, bytes]):
 
     def __missing__(self, word: str) -> bytes:
         ids = _packed(self._tokeniser.encode(word, add_special_tokens=False).ids)
-        if len(word) <= LONGEST_WORD:
+        if len(word) <= _LONGEST_WORD:
             if len(self) >= _REMEMBERED:
                 self.clear()
             self[word] = ids

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(REPOSITORY))  # a script finds what follows only now: hence E402
 
 import torch  # noqa: E402
 import zstandard  # noqa: E402

@@ -21,8 +21,6 @@ from typing import Any
 NONCHARACTER = "\ufdd0"
 # SentencePiece's blank. A text that holds it is no longer what it seems; it is given to the tokeniser whole.
 BLANK = "\u2581"
-# Of words worth remembering, in characters: a longer one (a paragraph of Chinese has no blank) hardly comes again.
-LONGEST_WORD = 32
 # Marks that are looked for in every text; Qwen2.5's tokeniser has 8.
 _MOST_MARKS = 50
 # The pre-tokeniser patterns of GPT-2, GPT-4/LLaMA-3 and Qwen, in none of which a match goes from a visible character
